@@ -1,0 +1,116 @@
+"""Value types: what a model answered and what we read out of the answer.
+
+Coordinates everywhere: xyxy, absolute pixels of the EXIF-upright image, float, x to the right and
+y down.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels, x0 <= x1 and y0 <= y1."""
+
+
+class State(StrEnum):
+    """What came of asking one model for one label on one image."""
+
+    FOUND = "found"
+    ABSENT = "absent"
+    NOT_MENTIONED = "not_mentioned"
+    TRUNCATED = "truncated"
+    UNPARSED = "unparsed"
+    DEGENERATE = "degenerate"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended: the model said so, or the token limit was reached."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """A named point. Coordinates are ``None`` when the model called it invisible."""
+
+    name: str
+    x_px: float | None
+    y_px: float | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the tokens that spell some coordinates say of them. Both numbers lie in 0..1.
+
+    geometric_mean: geometric mean of the probabilities of the chosen tokens.
+    window_mass: geometric mean of the probability mass within a window of bins around them.
+    """
+
+    geometric_mean: float
+    window_mass: float
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One thing found on an image. Which of the geometries is set depends on the task."""
+
+    label: str
+    bbox: Box | None = None
+    keypoints: tuple[Keypoint, ...] = ()
+    score: float | None = None
+    token_scores: TokenScores | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One raw answer of a model, with all that is needed to parse it again without the model.
+
+    tokens: the answer cut into the pieces it was generated in; joined they are the raw text.
+    token_logprobs: natural log-probability of each token, from raw logits.
+    token_window_mass: for coordinate tokens, the probability mass within the window around the
+        chosen bin; NaN elsewhere. All three have the same length.
+    none_probs: P(None) at the first position after each box start, in order of appearance.
+    frame_size_px: (width, height) of the frame that relative coordinates refer to. It differs from
+        the image where the model card asks for padding; padding is only to the right and below.
+    """
+
+    prompt: str
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    token_window_mass: tuple[float, ...]
+    none_probs: tuple[float, ...]
+    finish_reason: FinishReason
+    frame_size_px: tuple[int, int]
+    latency_s: float
+
+    @property
+    def raw_text(self) -> str:
+        """The answer as one string, special tokens included, the closing token excluded."""
+        return "".join(self.tokens)
+
+
+@dataclass(frozen=True)
+class LabelAnswer:
+    """What an answer says of one asked label. ``presence`` is 1 - P(None), where it is known."""
+
+    state: State
+    presence: float | None = None
+    annotations: tuple[Annotation, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """An answer read out.
+
+    labels: one entry for every asked label.
+    dropped: what stood in the answer and is in no annotation, each with the reason. Labels that
+        were answered but not asked land here.
+    complete: the whole answer was understood and had not been cut.
+    """
+
+    labels: dict[str, LabelAnswer]
+    dropped: tuple[str, ...] = field(default=())
+    complete: bool = True

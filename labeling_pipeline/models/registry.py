@@ -1,0 +1,125 @@
+"""Model names -> cards -> adapters. Strings only: nothing here imports a model library.
+
+A model is named by a registered name (``tiny-rex-omni``), by a hub repository that a registered
+card stands for (``IDEA-Research/Rex-Omni``), by a folder that holds a checkpoint, or, for tests,
+by ``scripted:FILE``. A folder may carry a ``card.json`` with the fields in which it differs from
+the card of its family: its vocabulary, say, or its pixel limits.
+"""
+
+import json
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from labeling_pipeline.errors import ConfigurationError, UnknownModelError
+from labeling_pipeline.models.base import Model
+from labeling_pipeline.models.cards import ModelCard, ModelSettings
+from labeling_pipeline.tasks import Task
+
+EMBEDDED = "tiny-rex-omni"
+"""The model that ships in the package and is used where nobody names another."""
+
+_CHECKPOINTS = Path(__file__).parent / "checkpoints"
+_SCRIPTED = "scripted:"
+
+_REX_OMNI = ModelCard(
+    name="rex-omni",
+    adapter="labeling_pipeline.models.rex_omni:RexOmni",
+    checkpoint="IDEA-Research/Rex-Omni",
+    revision="main",
+    licence="IDEA License 1.0 (non-commercial); base model under the Qwen Research licence",
+    tasks=(Task.DETECTION, Task.KEYPOINT),
+    about="Rex-Omni 3B, the real weights; wants a GPU",
+    min_pixels=16 * 28 * 28,
+    max_pixels=2560 * 28 * 28,
+    dtype="bfloat16",
+    repetition_penalty=1.05,
+    max_new_tokens=4096,
+)
+
+_HUB_CARDS = {_REX_OMNI.name: _REX_OMNI}
+
+# What config.json calls the architecture -> the card whose protocol a folder of it speaks.
+_FAMILIES = {"qwen2_5_vl": _REX_OMNI}
+
+
+def registered_names() -> tuple[str, ...]:
+    """The names that can be used without a path."""
+    return (EMBEDDED, *_HUB_CARDS)
+
+
+@cache
+def find_card(name: str) -> ModelCard:
+    """The card of a model.
+
+    Raises:
+        UnknownModelError: the name is nothing we know; the message lists what is.
+    """
+    if name.startswith(_SCRIPTED):
+        script = Path(name.removeprefix(_SCRIPTED))
+        if not script.is_file():
+            raise UnknownModelError(f"{name}: expected a JSON file at {script}, found none")
+        return ModelCard(
+            name=name,
+            adapter="labeling_pipeline.models.scripted:ScriptedModel",
+            checkpoint=str(script.resolve()),
+            revision="script",
+            licence="none",
+            tasks=tuple(Task),
+            vocabulary=json.loads(script.read_text()).get("vocabulary"),
+            min_pixels=1,
+            max_pixels=1 << 30,
+            dtype="float32",
+        )
+    if name == EMBEDDED:
+        return _folder_card(_CHECKPOINTS / EMBEDDED, EMBEDDED)
+    for card in _HUB_CARDS.values():
+        if name in (card.name, card.checkpoint):
+            return card
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _folder_card(folder.resolve(), name)
+    raise UnknownModelError(
+        f"no model is called {name!r}: expected one of {', '.join(registered_names())}, the hub "
+        f"repository {_REX_OMNI.checkpoint}, or a folder with a checkpoint"
+    )
+
+
+def load_model(name: str, settings: ModelSettings) -> Model:
+    """The adapter of a model; its weights load when it is first asked, once per process."""
+    return _load(name, settings)
+
+
+@cache
+def _load(name: str, settings: ModelSettings) -> Model:
+    card = find_card(name)
+    module, _, attribute = card.adapter.partition(":")
+    return getattr(import_module(module), attribute)(card, settings)
+
+
+def require_task(card: ModelCard, task: Task) -> None:
+    """Raise if the model cannot do the task, naming those that can."""
+    if task in card.tasks:
+        return
+    able = [name for name in registered_names() if task in find_card(name).tasks]
+    raise ConfigurationError(
+        f"{card.name} cannot do {task}; models that can: {', '.join(able) or 'none registered'}"
+    )
+
+
+def _folder_card(folder: Path, name: str) -> ModelCard:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UnknownModelError(f"{folder}: expected a checkpoint, but it holds no config.json")
+    model_type = json.loads(config.read_text()).get("model_type")
+    family = _FAMILIES.get(model_type)
+    if family is None:
+        raise UnknownModelError(
+            f"{folder}: config.json says model_type {model_type!r}; "
+            f"known are {', '.join(_FAMILIES)}"
+        )
+    fields = family.model_dump() | {"name": name, "checkpoint": str(folder), "revision": "folder"}
+    own = folder / "card.json"
+    if own.is_file():
+        fields |= json.loads(own.read_text())
+    return ModelCard.model_validate(fields)

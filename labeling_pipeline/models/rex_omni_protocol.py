@@ -1,0 +1,399 @@
+"""How Rex-Omni is asked and how its answers are read, as pure functions.
+
+Source: the prompts and the output format published with IDEA-Research/Rex-Omni.
+
+Coordinates are the 1000 tokens ``<0>`` .. ``<999>``, relative to the frame the model saw: a bin b
+stands for the pixel ``b / 999 * size``, a pixel x for the bin ``int(clamp(x / size) * 999)``.
+
+Detection answers are runs of
+``<|object_ref_start|>label<|object_ref_end|><|box_start|><x0><y0><x1><y1>, ...<|box_end|>``; a label
+that is not there has ``None`` in place of boxes. Keypoint answers are JSON, usually fenced:
+``{"person1": {"bbox": " <x0> <y0> <x1> <y1> ", "keypoints": {"nose": " <x> <y> ", "left eye":
+"unvisible"}}}``. Categories are joined with a comma, so a comma inside a label would split it.
+
+The parsers never raise on any text and never repair silently: what is not understood is listed in
+``ParsedAnswer.dropped``.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from labeling_pipeline.annotations import (
+    Annotation,
+    Box,
+    FinishReason,
+    Generation,
+    Keypoint,
+    LabelAnswer,
+    ParsedAnswer,
+    State,
+    TokenScores,
+)
+from labeling_pipeline.tasks import Skeleton, Task
+
+PROTOCOL_VERSION = 1
+"""Part of the model key: raise it when prompts or decoding change."""
+
+PARSER_VERSION = 1
+"""Stands on every annotation: raise it when the same text would be read differently."""
+
+SYSTEM_PROMPT = "You are a helpful assistant"
+BINS = 1000
+WINDOW_BINS = 24
+"""Half width of the window whose probability mass scores a coordinate."""
+
+REF_START, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
+BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
+ABSENT = "None"
+
+_COORDINATE = re.compile(r"<(\d{1,3})>")
+_BOX = re.compile(r"\s*(?:<\d{1,3}>\s*){4}")
+_SEPARATOR = re.compile(r"[\s,]*")
+_FENCE = re.compile(r"```(?:json)?\s*")
+
+
+def prompt(task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
+    """The text of the user turn, exactly as trained.
+
+    Raises:
+        ValueError: a keypoint prompt without a skeleton.
+    """
+    return _PROMPTS[task](", ".join(labels), skeleton)
+
+
+def _detection_prompt(categories: str, skeleton: Skeleton | None) -> str:
+    return f"Detect {categories}. Output the bounding box coordinates in [x0, y0, x1, y1] format."
+
+
+def _keypoint_prompt(categories: str, skeleton: Skeleton | None) -> str:
+    if skeleton is None:
+        raise ValueError("a keypoint prompt needs a skeleton, got none")
+    return (
+        f"Can you detect each {categories} in the image using a [x0, y0, x1, y1] box format, and "
+        f"then provide the coordinates of its {', '.join(skeleton.keypoints)} as [x0, y0]? "
+        "Output the answer in JSON format."
+    )
+
+
+_PROMPTS: dict[Task, Callable[[str, Skeleton | None], str]] = {
+    Task.DETECTION: _detection_prompt,
+    Task.KEYPOINT: _keypoint_prompt,
+}
+
+
+def why_unsupported(label: str) -> str | None:
+    """Why this label cannot be put into a prompt, with the fix; ``None`` if it can."""
+    if "," in label:
+        return (
+            f"the label {label!r} holds a comma, which would split it in the prompt: give the "
+            "class another label under `ask` in the plan"
+        )
+    if "<|" in label:
+        return f"the label {label!r} holds '<|', the start of a control token: rename it in `ask`"
+    return None
+
+
+def to_bin(value_px: float, size_px: float) -> int:
+    """The bin of a pixel coordinate, as the model was trained: ``int(clamp(x / size) * 999)``."""
+    return int(min(max(value_px / size_px, 0.0), 1.0) * (BINS - 1))
+
+
+def from_bin(value: int, size_px: float) -> float:
+    """The pixel coordinate of a bin: ``bin / 999 * size``."""
+    return value / (BINS - 1) * size_px
+
+
+def parse(
+    generation: Generation,
+    task: Task,
+    labels: Sequence[str],
+    image_size_px: tuple[int, int],
+    skeleton: Skeleton | None = None,
+) -> ParsedAnswer:
+    """Read an answer.
+
+    labels: everything that was asked in the prompt, distractors included.
+    image_size_px: (width, height) of the upright image; boxes are cut at its borders, which
+        matters where the frame was padded.
+    """
+    reader = _Reader(generation, labels, image_size_px, skeleton)
+    return _READERS[task](reader)
+
+
+class _Reader:
+    """One answer on its way to a ``ParsedAnswer``: collects annotations, drops and states."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        labels: Sequence[str],
+        image_size_px: tuple[int, int],
+        skeleton: Skeleton | None,
+    ) -> None:
+        self.text = generation.raw_text
+        self.cut = generation.finish_reason is FinishReason.LENGTH
+        self.generation = generation
+        self.image_size_px = image_size_px
+        self.skeleton = skeleton
+        self.complete = not self.cut
+        self.dropped: list[str] = []
+        self.annotations: dict[str, list[Annotation]] = {label: [] for label in labels}
+        self.states: dict[str, State] = {}
+        self.presence: dict[str, float] = {}
+        self._by_folded = {label.casefold(): label for label in labels}
+        self._token_at: dict[int, int] = {}
+        position = 0
+        for index, token in enumerate(generation.tokens):
+            self._token_at.setdefault(position, index)
+            position += len(token)
+
+    def asked(self, label: str) -> str | None:
+        """The asked label that an answered one means, or ``None``."""
+        return label if label in self.annotations else self._by_folded.get(label.casefold())
+
+    def drop(self, reason: str, what: str) -> None:
+        self.dropped.append(f"{reason}: {what[:200]}")
+
+    def coordinates(self, start: int, end: int) -> tuple[list[int], TokenScores | None]:
+        """Bins written in text[start:end] and what their tokens say, if they were tokens."""
+        bins: list[int] = []
+        logprobs: list[float] = []
+        masses: list[float] = []
+        for match in _COORDINATE.finditer(self.text, start, end):
+            bins.append(int(match[1]))
+            index = self._token_at.get(match.start())
+            if index is not None and self.generation.tokens[index] == match[0]:
+                logprobs.append(self.generation.token_logprobs[index])
+                masses.append(self.generation.token_window_mass[index])
+        if not bins or len(logprobs) != len(bins):
+            return bins, None
+        return bins, TokenScores(
+            geometric_mean=math.exp(sum(logprobs) / len(logprobs)),
+            window_mass=_geometric_mean(masses),
+        )
+
+    def box(self, bins: Sequence[int], what: str) -> Box | None:
+        """Four bins as a box inside the image; corners may come in either order."""
+        frame_w, frame_h = self.generation.frame_size_px
+        image_w, image_h = self.image_size_px
+        xs = sorted(min(from_bin(b, frame_w), image_w) for b in (bins[0], bins[2]))
+        ys = sorted(min(from_bin(b, frame_h), image_h) for b in (bins[1], bins[3]))
+        if xs[0] >= xs[1] or ys[0] >= ys[1]:
+            self.drop("empty_box", what)
+            return None
+        return xs[0], ys[0], xs[1], ys[1]
+
+    def add(self, label: str, annotation: Annotation) -> None:
+        self.annotations[label].append(annotation)
+
+    def result(self) -> ParsedAnswer:
+        """Labels without a state of their own get the one that follows from the whole answer."""
+        answers = {}
+        for label, found in self.annotations.items():
+            state = self.states.get(label)
+            if state is None:
+                if self.cut:
+                    state = State.TRUNCATED
+                elif self.complete:
+                    state = State.NOT_MENTIONED
+                else:
+                    state = State.UNPARSED
+            answers[label] = LabelAnswer(state, self.presence.get(label), tuple(found))
+        return ParsedAnswer(answers, tuple(self.dropped), self.complete)
+
+
+def _read_detection(reader: _Reader) -> ParsedAnswer:
+    text = reader.text
+    none_probs = reader.generation.none_probs
+    position = 0
+    while (start := text.find(REF_START, position)) >= 0:
+        _note_stray(reader, text[position:start])
+        label_end = text.find(REF_END, start)
+        box_start = text.find(BOX_START, start)
+        if label_end < 0 or box_start < label_end:
+            reader.complete = False
+            following = text.find(REF_START, start + len(REF_START))
+            position = following if following >= 0 else len(text)
+            reader.drop("cut" if following < 0 and reader.cut else "garbled", text[start:position])
+            if label_end >= 0:
+                label = reader.asked(text[start + len(REF_START) : label_end])
+                if label is not None:
+                    reader.states.setdefault(
+                        label, State.TRUNCATED if reader.cut else State.UNPARSED
+                    )
+            continue
+        answered = text[start + len(REF_START) : label_end]
+        body_start = box_start + len(BOX_START)
+        nth = text.count(BOX_START, 0, box_start)
+        closing = text.find(BOX_END, body_start)
+        following = text.find(REF_START, body_start)
+        closed = closing >= 0 and (following < 0 or closing < following)
+        body_end = closing if closed else (following if following >= 0 else len(text))
+        position = body_end + len(BOX_END) if closed else body_end
+        label = reader.asked(answered)
+        if label is None:
+            reader.drop("not_asked", f"{answered}: {text[body_start:body_end]}")
+            continue
+        if nth < len(none_probs):
+            reader.presence.setdefault(label, 1.0 - none_probs[nth])
+        _read_boxes(reader, label, body_start, body_end, closed)
+    _note_stray(reader, text[position:])
+    return reader.result()
+
+
+def _note_stray(reader: _Reader, text: str) -> None:
+    if text.strip(" ,\n\t."):
+        reader.complete = False
+        reader.drop("stray", text)
+
+
+def _read_boxes(reader: _Reader, label: str, start: int, end: int, closed: bool) -> None:
+    """The boxes of one label, written in text[start:end]."""
+    text = reader.text
+    if text[start:end].strip() == ABSENT:
+        if label not in reader.states:
+            reader.states[label] = State.ABSENT
+        return
+    sound = closed
+    position = start
+    while position < end:
+        position = _SEPARATOR.match(text, position, end).end()  # type: ignore[union-attr]
+        if position >= end:
+            break
+        stop = text.find(",", position, end)
+        stop = stop if stop >= 0 else end
+        piece = text[position:stop]
+        if _BOX.fullmatch(piece):
+            bins, scores = reader.coordinates(position, stop)
+            box = reader.box(bins, f"{label} {piece}")
+            if box is not None:
+                score = scores.window_mass if scores else None
+                reader.add(label, Annotation(label, box, score=score, token_scores=scores))
+        else:
+            sound = False
+            reader.drop("half_box", f"{label} {piece}")
+        position = stop
+    if sound:
+        found = bool(reader.annotations[label])
+        reader.states[label] = State.FOUND if found else State.UNPARSED
+    else:
+        reader.complete = False
+        reader.states[label] = State.TRUNCATED if reader.cut and not closed else State.UNPARSED
+
+
+def _read_keypoints(reader: _Reader) -> ParsedAnswer:
+    """Instance by instance, so that a cut answer keeps every instance that is complete."""
+    text = reader.text
+    decoder = json.JSONDecoder()
+    opening = text.find("{")
+    if opening < 0:
+        reader.complete = False
+        if text.strip():
+            reader.drop("stray", text)
+        return reader.result()
+    _note_stray(reader, _FENCE.sub("", text[:opening]))
+    position = opening + 1
+    closed = False
+    while True:
+        position = _SEPARATOR.match(text, position).end()  # type: ignore[union-attr]
+        if text.startswith("}", position):
+            closed = True
+            position += 1
+            break
+        try:
+            name, after = decoder.raw_decode(text, position)
+            colon = _skip_colon(text, after)
+            value, end = decoder.raw_decode(text, colon)
+        except ValueError:
+            break
+        if not isinstance(name, str) or not isinstance(value, dict):
+            reader.complete = False
+            reader.drop("garbled", text[position:end])
+        else:
+            _read_instance(reader, name, colon, end)
+        position = end
+    if closed:
+        _note_stray(reader, _FENCE.sub("", text[position:]))
+    else:
+        reader.complete = False
+        if position < len(text):
+            reader.drop("cut" if reader.cut else "garbled", text[position:])
+    for label, found in reader.annotations.items():
+        if closed:
+            reader.states[label] = State.FOUND if found else State.ABSENT
+        else:
+            reader.states[label] = State.TRUNCATED if reader.cut else State.UNPARSED
+    return reader.result()
+
+
+def _skip_colon(text: str, position: int) -> int:
+    match = re.compile(r"\s*:\s*").match(text, position)
+    if match is None:
+        raise ValueError("no colon after a key")
+    return match.end()
+
+
+def _read_instance(reader: _Reader, name: str, start: int, end: int) -> None:
+    """One ``"person1": {...}`` whose value stands in text[start:end]."""
+    label = reader.asked(name) or reader.asked(name.rstrip("0123456789").rstrip(" _"))
+    if label is None:
+        reader.drop("not_asked", f"{name}: {reader.text[start:end]}")
+        return
+    box_text = _string_value(reader.text, "bbox", start, end)
+    bins, scores = reader.coordinates(*box_text) if box_text else ([], None)
+    if len(bins) != 4:
+        reader.complete = False
+        reader.drop("half_box", f"{name}: {reader.text[start:end]}")
+        return
+    box = reader.box(bins, name)
+    if box is None:
+        return
+    keypoints = []
+    for keypoint_name in reader.skeleton.keypoints if reader.skeleton else ():
+        keypoints.append(_read_keypoint(reader, keypoint_name, start, end))
+    reader.add(
+        label,
+        Annotation(
+            label,
+            box,
+            keypoints=tuple(keypoints),
+            score=scores.window_mass if scores else None,
+            token_scores=scores,
+        ),
+    )
+
+
+def _read_keypoint(reader: _Reader, name: str, start: int, end: int) -> Keypoint:
+    """A keypoint that is called invisible, is not written or lies in the padding has no place."""
+    span = _string_value(reader.text, name, start, end)
+    bins, scores = reader.coordinates(*span) if span else ([], None)
+    if len(bins) != 2:
+        if span and bins:
+            reader.drop("half_point", f"{name}: {reader.text[span[0] : span[1]]}")
+        return Keypoint(name, None, None, None)
+    frame_w, frame_h = reader.generation.frame_size_px
+    x, y = from_bin(bins[0], frame_w), from_bin(bins[1], frame_h)
+    if x > reader.image_size_px[0] or y > reader.image_size_px[1]:
+        reader.drop("outside_image", f"{name}: ({x:.1f}, {y:.1f})")
+        return Keypoint(name, None, None, None)
+    return Keypoint(name, x, y, scores.window_mass if scores else None)
+
+
+def _string_value(text: str, key: str, start: int, end: int) -> tuple[int, int] | None:
+    """Where the string value of a key stands, without its quotes."""
+    match = re.compile(rf'"{re.escape(key)}"\s*:\s*"([^"]*)"').search(text, start, end)
+    return match.span(1) if match else None
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    if any(value <= 0 for value in values):
+        return 0.0
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+_READERS: dict[Task, Callable[[_Reader], ParsedAnswer]] = {
+    Task.DETECTION: _read_detection,
+    Task.KEYPOINT: _read_keypoints,
+}
