@@ -321,10 +321,12 @@ def _read_keypoints(reader: _Reader) -> ParsedAnswer:
         if position < len(text):
             reader.drop("cut" if reader.cut else "garbled", text[position:])
     for label, found in reader.annotations.items():
-        if closed:
-            reader.states[label] = State.FOUND if found else State.ABSENT
-        else:
+        if not closed:
             reader.states[label] = State.TRUNCATED if reader.cut else State.UNPARSED
+        elif found:
+            reader.states[label] = State.FOUND
+        else:
+            reader.states[label] = State.ABSENT if reader.complete else State.UNPARSED
     return reader.result()
 
 

@@ -1,0 +1,296 @@
+"""The labeling plan: YAML in, validated objects out.
+
+A plan names entries; each entry becomes one asset ``<name>_annotations``. What an entry asks is a
+pure function of the plan, the classes and the model card, never of what is still due: the same
+image always gets the same prompt.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from labeling_pipeline.errors import PlanError
+from labeling_pipeline.images.cleaning import CleaningRules
+from labeling_pipeline.models.base import Model
+from labeling_pipeline.models.cards import ModelSettings
+from labeling_pipeline.models.registry import EMBEDDED, find_card, require_task
+from labeling_pipeline.tasks import PERSON, Skeleton, Task
+
+EVERY_CLASS = "*"
+"""Key of ``ask`` that stands for every class without a key of its own."""
+
+
+class Entry(BaseModel):
+    """One line of work: a task, a model and what it is asked for each class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    task: Task
+    model: str | None = Field(None, description="a model name; default: the plan's")
+    classes: tuple[str, ...] | None = Field(None, description="display names; default: all")
+    ask: dict[str, str] = Field(
+        default_factory=dict, description="class -> label; '*' for all others; default: its name"
+    )
+    distractors: tuple[str, ...] = ()
+    group_size: Annotated[int, Field(ge=1)] = 8
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def asset(self) -> str:
+        """Name of the asset that this entry becomes."""
+        return f"{self.name}_annotations"
+
+    @property
+    def skeleton(self) -> Skeleton | None:
+        """Which keypoints are asked for."""
+        return PERSON if self.task is Task.KEYPOINT else None
+
+    def covers(self, display_name: str) -> bool:
+        """Whether a class is labeled by this entry."""
+        return self.classes is None or display_name in self.classes
+
+    def label_for(self, display_name: str) -> str:
+        """What is asked for a class."""
+        return self.ask.get(display_name) or self.ask.get(EVERY_CLASS) or display_name
+
+
+class Actions(BaseModel):
+    """Human-action recognition: whose keypoints it reads and how it is cross-validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entry: str | None = Field(None, description="a keypoint entry; default: the first one")
+    folds: Annotated[int, Field(ge=2)] = 5
+    seed: int = 0
+
+
+class Plan(BaseModel):
+    """A validated labeling plan. ``source`` is the file it came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    model: str = EMBEDDED
+    runtime: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
+    cleaning: CleaningRules = Field(default_factory=CleaningRules)  # type: ignore[arg-type]
+    ground_truth: str | None = Field(None, description="COCO file, relative to the image root")
+    actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
+    source: str = "plan"
+
+    @model_validator(mode="after")
+    def _check_across_entries(self) -> Self:
+        names = [entry.name for entry in self.entries]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected every entry to have a name of its own, got {names}")
+        keypoint_entries = [e.name for e in self.entries if e.task is Task.KEYPOINT]
+        if self.actions.entry is not None and self.actions.entry not in keypoint_entries:
+            raise ValueError(
+                f"expected actions.entry to be a keypoint entry ({', '.join(keypoint_entries)}), "
+                f"got {self.actions.entry!r}"
+            )
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Display names that the plan spells out, in order of first mention."""
+        named: dict[str, None] = {}
+        for entry in self.entries:
+            named.update(dict.fromkeys(entry.classes or ()))
+            named.update(dict.fromkeys(key for key in entry.ask if key != EVERY_CLASS))
+        return tuple(named)
+
+    def entry(self, name: str) -> Entry:
+        """Raises PlanError if no entry has that name."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        known = ", ".join(entry.name for entry in self.entries)
+        raise PlanError(f"{self.source}: no entry is called {name!r}; there are: {known}")
+
+    def model_of(self, entry: Entry) -> str:
+        """Name of the model that an entry asks."""
+        return entry.model or self.model
+
+    def action_entry(self) -> Entry | None:
+        """The entry whose keypoints tell actions apart, if the plan has one."""
+        if self.actions.entry is not None:
+            return self.entry(self.actions.entry)
+        return next((e for e in self.entries if e.task is Task.KEYPOINT), None)
+
+    def with_model(self, model: str | None, **runtime: str | None) -> "Plan":
+        """The same plan with every entry on one model and settings from the environment."""
+        chosen = {key: value for key, value in runtime.items() if value is not None}
+        settings = ModelSettings.model_validate(self.runtime.model_dump() | chosen)
+        entries = self.entries
+        if model is not None:
+            entries = tuple(entry.model_copy(update={"model": None}) for entry in entries)
+        return self.model_copy(
+            update={"entries": entries, "model": model or self.model, "runtime": settings}
+        )
+
+    def check_models(self) -> None:
+        """Every entry's model exists and can do its task.
+
+        Raises:
+            ConfigurationError: names the entry's model, what it can do and which models can.
+        """
+        for entry in self.entries:
+            require_task(find_card(self.model_of(entry)), entry.task)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        PlanError: names the file, the line, what was expected and what came.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"{path}: expected a plan in YAML, but {error.strerror}") from error
+    return parse_plan(text, str(path))
+
+
+def parse_plan(text: str, source: str = "plan") -> Plan:
+    """Read a plan from a string; ``source`` is what errors call it.
+
+    Raises:
+        PlanError: as ``load_plan``.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise PlanError(f"{source}:{line}: expected valid YAML: {error.problem}") from error
+    if not isinstance(data, dict):
+        got = "nothing" if data is None else type(data).__name__
+        raise PlanError(f"{source}:1: expected a mapping with `entries`, got {got}")
+    try:
+        return Plan.model_validate({**data, "source": source})
+    except ValidationError as error:
+        lines = [_explain(problem, root, source) for problem in error.errors()]
+        raise PlanError("\n".join(lines)) from None
+
+
+def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
+    """One validation problem as ``file:line: where: expected ..., got ...``."""
+    location = [part for part in problem["loc"] if part != "[key]"]
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    line = _line_of(root, location)
+    kind, context, got = problem["type"], problem.get("ctx", {}), problem.get("input")
+    if kind == "missing":
+        return f"{source}:{line}: {where}: expected a value here, got none"
+    if kind == "extra_forbidden":
+        model: type[BaseModel] = {"entries": Entry, "actions": Actions}.get(
+            str(location[0]) if len(location) > 1 else "", Plan
+        )
+        sections = {"cleaning": CleaningRules, "runtime": ModelSettings}
+        model = sections.get(str(location[0]), model) if len(location) > 1 else model
+        known = ", ".join(name for name in model.model_fields if name != "source")
+        return f"{source}:{line}: {where}: expected one of the keys {known}, got {location[-1]!r}"
+    if kind == "value_error":
+        return f"{source}:{line}: {where + ': ' if where else ''}{context['error']}"
+    message = str(problem["msg"])
+    message = message.removeprefix("Input should be ").replace("String should", "text that should")
+    return f"{source}:{line}: {where}: expected {message}, got {got!r}"
+
+
+def _line_of(root: yaml.Node | None, location: Sequence[str | int]) -> int:
+    """Line of the deepest node that a location reaches, counted from 1."""
+    node = root
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            if part >= len(node.value):
+                break
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def class_slug(display_name: str) -> str:
+    """Partition key of a class: the name itself if it is ``[a-z0-9_-]+``, else its ASCII letters
+    and 6 hex digits of the SHA-256 of its NFC form."""
+    name = unicodedata.normalize("NFC", display_name)
+    if re.fullmatch(r"[a-z0-9_-]+", name):
+        return name
+    letters = re.sub(r"[^a-z]", "", name.lower())
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{letters}-{digest}" if letters else digest
+
+
+@dataclass(frozen=True)
+class Group:
+    """Labels asked in one prompt of an entry.
+
+    labels: asked, distractors last; never empty.
+    classes: slug -> label of every class this prompt answers.
+    request_hash: of entry, task and prompt; another prompt has another.
+    """
+
+    labels: tuple[str, ...]
+    classes: dict[str, str]
+    request_hash: str
+
+
+@dataclass(frozen=True)
+class EntryRequests:
+    """All that an entry asks. ``unsupported``: slug -> (label, why it is never asked)."""
+
+    groups: tuple[Group, ...]
+    unsupported: dict[str, tuple[str, str]]
+
+    def group_of(self, class_slug: str) -> Group | None:
+        """The group that answers a class, or ``None`` if its label is never asked."""
+        return next((group for group in self.groups if class_slug in group.classes), None)
+
+
+def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> EntryRequests:
+    """Cut an entry's labels into groups.
+
+    classes: slug -> display name of all classes, in order of registration. Classes that the entry
+        names come first, in the entry's order, so that a new folder never moves a label.
+    """
+    covered = {slug: name for slug, name in classes.items() if entry.covers(name)}
+    order = {name: i for i, name in enumerate(entry.classes or tuple(entry.ask))}
+    slugs = sorted(covered, key=lambda slug: order.get(covered[slug], len(order)))
+    label_of = {slug: entry.label_for(covered[slug]) for slug in slugs}
+    reasons = {label: model.why_unsupported(label) for label in label_of.values()}
+    unsupported = {
+        slug: (label, reason) for slug, label in label_of.items() if (reason := reasons[label])
+    }
+    labels = list(dict.fromkeys(label_of.values()))
+    groups = []
+    for start in range(0, len(labels), entry.group_size):
+        cut = [label for label in labels[start : start + entry.group_size] if not reasons[label]]
+        if not cut:
+            continue
+        extra = [d for d in entry.distractors if d not in cut and not model.why_unsupported(d)]
+        asked = (*cut, *extra)
+        text = model.prompt(entry.task, asked, entry.skeleton)
+        identity = json.dumps([entry.name, entry.task, text, asked])
+        groups.append(
+            Group(
+                labels=asked,
+                classes={slug: label for slug, label in label_of.items() if label in cut},
+                request_hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            )
+        )
+    return EntryRequests(tuple(groups), unsupported)
