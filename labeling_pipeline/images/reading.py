@@ -24,7 +24,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from labeling_pipeline.errors import ImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+# Pillow opens multi-picture files (MPO) as JPEG first.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
 # How files begin that are images, but not ones that can be opened. Offset, bytes, name.
 _SIGNATURES = (
