@@ -1,0 +1,390 @@
+"""Annotations drawn onto their image.
+
+Supervision draws; this module decides what it draws: a colour that belongs to the label, lines and
+text in proportion to the image, labels that stay inside the picture. Images too small for legible
+text are enlarged first, so the result may be larger than what came in.
+"""
+
+import functools
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from labeling_pipeline.annotations import Annotation
+from labeling_pipeline.tasks import SKELETONS, Skeleton
+
+# Strong enough for white text on them (contrast at least 4.5), and far apart for the eye.
+PALETTE: tuple[str, ...] = (
+    *("#c62828", "#1565c0", "#2e7d32", "#6a1b9a", "#ad4e00", "#00707c"),
+    *("#ad1457", "#4527a0", "#5d4037", "#37621e", "#01579b", "#8a5a00"),
+)
+_LEAST_SIDE_PX = 640
+_BACKGROUND = (246, 247, 249)
+_INK = (36, 41, 47)
+
+
+def label_color(label: str) -> str:
+    """Return the colour of a label, ``#rrggbb``: the same in every picture and every process."""
+    digest = hashlib.sha256(label.encode()).digest()
+    return PALETTE[int.from_bytes(digest[16:20]) % len(PALETTE)]
+
+
+def draw_annotations(
+    image: np.ndarray, annotations: Sequence[Annotation], *, title: str | None = None
+) -> np.ndarray:
+    """Draw boxes, labels with scores, and keypoints with their skeleton.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        annotations: in pixels of the image. A keypoint without coordinates is not drawn. If there
+            are none, the picture says so.
+        title: stands in a strip above the picture.
+
+    Returns:
+        (height', width', 3) uint8 RGB: enlarged if the longer side is under 640 px, and taller by
+        the strip of the title.
+
+    Raises:
+        ValueError: the image is not of that shape and type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected (height, width, 3) uint8, got {image.shape} {image.dtype}")
+    canvas, scale = _enlarged(image)
+    side_px = max(canvas.shape[:2])
+    thickness_px = max(2, round(side_px / 320))
+    font_px = max(14, round(side_px / 46))
+    # Supervision follows OpenCV and takes arrays as BGR.
+    canvas = np.ascontiguousarray(canvas[..., ::-1])
+    # Large boxes first: small ones stay visible on top.
+    for annotation in sorted(annotations, key=_area, reverse=True):
+        canvas = _draw_geometry(canvas, annotation, scale, thickness_px)
+    canvas = _draw_labels(canvas, annotations, scale, font_px)
+    canvas = np.ascontiguousarray(canvas[..., ::-1])
+    if not annotations:
+        canvas = _draw_note(canvas, "nothing found", font_px)
+    return canvas if title is None else _titled(canvas, title, font_px)
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    columns: int,
+    *,
+    cell_px: int = 420,
+) -> np.ndarray:
+    """Lay pictures out in a grid, each with its title below.
+
+    Args:
+        images: (height, width, 3) uint8 RGB each, of any size.
+        titles: one for each image.
+        columns: at most so many side by side.
+        cell_px: width and height that every picture is fitted into.
+
+    Returns:
+        (height, width, 3) uint8 RGB; a blank cell if there are no images.
+
+    Raises:
+        ValueError: there are not as many titles as images, or columns is less than 1.
+    """
+    if len(images) != len(titles):
+        raise ValueError(f"{len(images)} images but {len(titles)} titles")
+    if columns < 1:
+        raise ValueError(f"a sheet needs at least 1 column, got {columns}")
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    gap_px, font_px = 12, 15
+    title_px = round(font_px * 1.9)
+    sheet = Image.new(
+        "RGB",
+        (
+            columns * (cell_px + gap_px) + gap_px,
+            rows * (cell_px + title_px + gap_px) + gap_px,
+        ),
+        _BACKGROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        picture = Image.fromarray(image)
+        ratio = min(cell_px / picture.width, cell_px / picture.height)
+        size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        left = gap_px + (i % columns) * (cell_px + gap_px)
+        top = gap_px + (i // columns) * (cell_px + title_px + gap_px)
+        sheet.paste(
+            picture, (left + (cell_px - picture.width) // 2, top + (cell_px - picture.height) // 2)
+        )
+        font = _font(title, font_px)
+        draw.text(
+            (left + cell_px // 2, top + cell_px + title_px // 2),
+            _cut(title, font, cell_px),
+            font=font,
+            fill=_INK,
+            anchor="mm",
+        )
+    return np.asarray(sheet)
+
+
+def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
+    """Write a picture so that a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: missing folders are made.
+        array: (height, width, 3) uint8 RGB.
+        quality: of the JPEG, 1..95.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(array).save(file, "JPEG", quality=quality, optimize=True)
+        # mkstemp makes the file private; a picture is for everybody the umask lets in.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def font_files(text: str) -> list[tuple[str, str]]:
+    """Return (family, file) of fonts that together have the characters of the text.
+
+    The first is DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and
+    more. Others come from the machine, where it has them; what no font has is drawn as a box.
+    """
+    from matplotlib import get_data_path
+
+    default = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    chosen = [("DejaVu Sans", str(default))]
+    missing = {ord(c) for c in text if c.isprintable()} - _characters(str(default))
+    if missing:
+        found = _system_font(frozenset(missing))
+        chosen += [found] if found else []
+    return chosen
+
+
+@functools.cache
+def _system_font(characters: frozenset[int]) -> tuple[str, str] | None:
+    """Return (family, file) of the installed font that has the most of the characters."""
+    from matplotlib.font_manager import fontManager
+
+    best: tuple[int, str, str] = (0, "", "")
+    for entry in fontManager.ttflist:
+        # "Last Resort" has a box with a number for every character there is.
+        if entry.name.startswith("Last Resort") or entry.style != "normal":
+            continue
+        has = len(characters & _characters(entry.fname))
+        best = max(best, (has, entry.name, entry.fname), key=lambda candidate: candidate[0])
+    return best[1:] if best[0] else None
+
+
+@functools.cache
+def _characters(file: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(file).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def _font_file(text: str) -> str:
+    """Return the one font file that serves the whole text best."""
+    wanted = {ord(c) for c in text if c.isprintable()}
+    files = [file for _, file in font_files(text)]
+    return max(files, key=lambda file: len(wanted & _characters(file)))
+
+
+def _font(text: str, font_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(text), font_px)
+
+
+def _supervision() -> ModuleType:
+    with warnings.catch_warnings():
+        # It warns where OpenCV is missing; its NumPy fallback draws the same.
+        warnings.simplefilter("ignore", UserWarning)
+        import supervision
+    return supervision
+
+
+def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a copy, enlarged if it is small, and the factor."""
+    height, width = image.shape[:2]
+    scale = max(1.0, _LEAST_SIDE_PX / max(height, width))
+    if scale == 1.0:
+        return image.copy(), scale
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), scale
+
+
+def _area(annotation: Annotation) -> float:
+    if annotation.bbox is None:
+        return 0.0
+    x0, y0, x1, y1 = annotation.bbox
+    return (x1 - x0) * (y1 - y0)
+
+
+def _text_of(annotation: Annotation) -> str:
+    label = annotation.label if len(annotation.label) <= 40 else f"{annotation.label[:39]}…"
+    return label if annotation.score is None else f"{label} {annotation.score:.2f}"
+
+
+def _skeleton_of(names: Sequence[str]) -> Skeleton | None:
+    """Return the skeleton that has all these names, the smallest if several have."""
+    fitting = [s for s in SKELETONS.values() if set(names) <= set(s.keypoints)]
+    return min(fitting, key=lambda skeleton: len(skeleton.keypoints), default=None)
+
+
+def _draw_geometry(
+    canvas: np.ndarray, annotation: Annotation, scale: float, thickness_px: int
+) -> np.ndarray:
+    sv = _supervision()
+    color = sv.Color.from_hex(label_color(annotation.label))
+    if annotation.bbox is not None:
+        boxes = sv.Detections(xyxy=_on_canvas(annotation, canvas, scale)[None])
+        # A white rim keeps the line visible on whatever colour lies under it.
+        for shade, width_px in ((sv.Color.WHITE, thickness_px + 2), (color, thickness_px)):
+            annotator = sv.BoxAnnotator(shade, width_px, sv.ColorLookup.INDEX)
+            canvas = annotator.annotate(canvas, boxes)
+    if not annotation.keypoints:
+        return canvas
+    names = [keypoint.name for keypoint in annotation.keypoints]
+    skeleton = _skeleton_of(names)
+    order = skeleton.keypoints if skeleton else tuple(names)
+    points = np.full((1, len(order), 2), np.nan, dtype=np.float32)
+    for keypoint in annotation.keypoints:
+        if keypoint.x_px is not None and keypoint.y_px is not None:
+            points[0, order.index(keypoint.name)] = keypoint.x_px * scale, keypoint.y_px * scale
+    keypoints = sv.KeyPoints(xy=points)
+    if skeleton:
+        # Supervision counts keypoints from 1.
+        edges = [(a + 1, b + 1) for a, b in skeleton.edges]
+        for shade, width_px in ((sv.Color.WHITE, thickness_px + 2), (color, thickness_px)):
+            canvas = sv.EdgeAnnotator(shade, width_px, edges).annotate(canvas, keypoints)
+    radius_px = max(3, round(thickness_px * 1.4))
+    for shade, radius in ((sv.Color.WHITE, radius_px + 1), (color, radius_px)):
+        canvas = sv.VertexAnnotator(shade, radius).annotate(canvas, keypoints)
+    return canvas
+
+
+def _on_canvas(annotation: Annotation, canvas: np.ndarray, scale: float) -> np.ndarray:
+    """(4,) float: the box in pixels of the canvas, kept inside it."""
+    height, width = canvas.shape[:2]
+    box = np.asarray(annotation.bbox, dtype=float) * scale
+    return np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])
+
+
+def _draw_labels(
+    canvas: np.ndarray, annotations: Sequence[Annotation], scale: float, font_px: int
+) -> np.ndarray:
+    sv = _supervision()
+    labelled = [annotation for annotation in annotations if annotation.bbox is not None]
+    if not labelled:
+        return canvas
+    texts = [_text_of(annotation) for annotation in labelled]
+    file = _font_file("".join(texts))
+    font = ImageFont.truetype(file, font_px)
+    pad_px = max(3, font_px // 4)
+    height, width = canvas.shape[:2]
+    places = np.empty((0, 4))
+    for annotation, text in zip(labelled, texts, strict=True):
+        left, top, right, bottom = font.getbbox(text)
+        size = np.array([right - left, bottom - top]) + 2 * pad_px
+        box = _on_canvas(annotation, canvas, scale)
+        places = np.vstack([places, _place(box, size, np.array([width, height]), places)])
+    annotator = sv.RichLabelAnnotator(
+        color=sv.ColorPalette.from_hex(list(PALETTE)),
+        text_color=sv.Color.WHITE,
+        font_path=file,
+        font_size=font_px,
+        text_padding=pad_px,
+        text_position=sv.Position.CENTER,
+    )
+    detections = sv.Detections(
+        xyxy=places,
+        class_id=np.array([PALETTE.index(label_color(a.label)) for a in labelled]),
+    )
+    return np.asarray(annotator.annotate(canvas, detections, labels=texts))
+
+
+def _place(box: np.ndarray, size: np.ndarray, frame: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Find a place for a label at its box, inside the frame, away from other labels if possible.
+
+    Args:
+        box: (4,) of the annotation, xyxy in pixels, as all boxes here.
+        size: (2,) width and height of the label.
+        frame: (2,) width and height of the picture.
+        taken: (n, 4) the labels placed before.
+
+    Returns:
+        (4,) the place that hides least of other labels; the first of the usual places if equal.
+    """
+    x0, y0, x1, y1 = box
+    width, height = size
+    usual = np.array(
+        [
+            *((x0, y0 - height), (x0, y0), (x0, y1), (x0, y1 - height)),
+            *(
+                (x1 - width, y0 - height),
+                (x1 - width, y0),
+                (x1 - width, y1),
+                (x1 - width, y1 - height),
+            ),
+        ]
+    )
+    corners = np.clip(usual, 0, np.maximum(frame - size, 0))
+    places = np.hstack([corners, corners + size])
+    if not len(taken):
+        return places[0]
+    left_top = np.maximum(places[:, None, :2], taken[None, :, :2])
+    right_bottom = np.minimum(places[:, None, 2:], taken[None, :, 2:])
+    hidden = np.clip(right_bottom - left_top, 0, None).prod(axis=2).sum(axis=1)
+    return places[hidden.argmin()]
+
+
+def _draw_note(canvas: np.ndarray, text: str, font_px: int) -> np.ndarray:
+    """Write into the lower left corner, light on dark."""
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture, "RGBA")
+    font = _font(text, font_px)
+    pad = font_px // 2
+    width, height = draw.textlength(text, font=font) + 2 * pad, font_px + 2 * pad
+    bottom = picture.height
+    draw.rectangle((0, bottom - height, width, bottom), fill=(*_INK, 215))
+    draw.text((pad, bottom - height / 2), text, font=font, fill="white", anchor="lm")
+    return np.asarray(picture)
+
+
+def _titled(canvas: np.ndarray, title: str, font_px: int) -> np.ndarray:
+    """Add a strip above, so that the title covers nothing of the picture."""
+    strip = Image.new("RGB", (canvas.shape[1], round(font_px * 2)), _INK)
+    font = _font(title, font_px)
+    ImageDraw.Draw(strip).text(
+        (font_px // 2, strip.height / 2),
+        _cut(title, font, strip.width - font_px),
+        font=font,
+        fill="white",
+        anchor="lm",
+    )
+    return np.concatenate([np.asarray(strip), canvas])
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
+    """Shorten to the width; the end stays, since it tells file names apart."""
+    if font.getlength(text) <= width_px:
+        return text
+    for start in range(1, len(text)):
+        if font.getlength(f"…{text[start:]}") <= width_px:
+            return f"…{text[start:]}"
+    return ""

@@ -1,0 +1,316 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import precision_recall_fscore_support
+
+from labeling_pipeline.annotations import Keypoint
+from labeling_pipeline.evaluation.detection import (
+    IOU_THRESHOLDS,
+    Counts,
+    evaluate_detection,
+    evaluate_keypoints,
+)
+
+BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
+SQUARE = (0, 0, 10, 10)
+FAR = (100, 100, 110, 110)
+
+
+def predictions(*rows):
+    """(image_id, label, score, box)"""
+    return pd.DataFrame(
+        [(i, label, s, *box) for i, label, s, box in rows],
+        columns=["image_id", "label", "score", *BOX],
+    )
+
+
+def truths(*rows, crowd=()):
+    """(image_id, label, box)"""
+    table = pd.DataFrame(
+        [(i, label, *box) for i, label, box in rows], columns=["image_id", "label", *BOX]
+    )
+    table["iscrowd"] = [n in crowd for n in range(len(table))]
+    return table
+
+
+def asked(*rows):
+    return pd.DataFrame(list(rows), columns=["image_id", "label"])
+
+
+def upper(share):
+    """A box inside SQUARE with that IoU."""
+    return (0, 0, 10, 10 * share)
+
+
+@pytest.mark.parametrize(
+    ("found", "true", "pairs", "expected"),
+    [
+        pytest.param(
+            [("a", "cat", 0.9, SQUARE)], [("a", "cat", SQUARE)], [("a", "cat")], (1, 0, 0), id="hit"
+        ),
+        pytest.param(
+            [("a", "dog", 0.9, SQUARE)],
+            [("a", "cat", SQUARE)],
+            [("a", "cat"), ("a", "dog")],
+            (0, 1, 1),
+            id="the right place under the wrong label is a false box and a miss",
+        ),
+        pytest.param(
+            [("a", "cat", 0.9, SQUARE), ("a", "cat", 0.8, upper(0.9))],
+            [("a", "cat", SQUARE)],
+            [("a", "cat")],
+            (1, 1, 0),
+            id="a duplicate is a false box",
+        ),
+        pytest.param(
+            [("b", "cat", 0.9, SQUARE)],
+            [("a", "cat", SQUARE)],
+            [("a", "cat"), ("b", "cat")],
+            (0, 1, 1),
+            id="the same place on another image",
+        ),
+        pytest.param(
+            [("a", "cat", 0.9, upper(0.5))],
+            [("a", "cat", SQUARE)],
+            [("a", "cat")],
+            (1, 0, 0),
+            id="an IoU of exactly the threshold counts",
+        ),
+        pytest.param(
+            [("a", "cat", 0.9, upper(0.499))],
+            [("a", "cat", SQUARE)],
+            [("a", "cat")],
+            (0, 1, 1),
+            id="an IoU just below it does not",
+        ),
+        pytest.param(
+            [("a", "cat", 0.9, SQUARE), ("a", "dog", 0.9, SQUARE)],
+            [("a", "cat", SQUARE), ("a", "dog", FAR), ("b", "cat", SQUARE)],
+            [("a", "cat")],
+            (1, 0, 0),
+            id="what was not asked counts on neither side",
+        ),
+        pytest.param(
+            [], [("a", "cat", SQUARE)], [("a", "cat"), ("a", "cat")], (0, 0, 1), id="asked twice"
+        ),
+        pytest.param(
+            [("a", "cat", None, FAR), ("a", "cat", None, SQUARE)],
+            [("a", "cat", SQUARE)],
+            [("a", "cat")],
+            (1, 1, 0),
+            id="without scores",
+        ),
+    ],
+)
+def test_boxes_are_matched_by_image_label_and_overlap(found, true, pairs, expected):
+    evaluation = evaluate_detection(predictions(*found), truths(*true), asked(*pairs))
+    assert evaluation.overall == Counts(*expected)
+
+
+def test_the_higher_score_takes_the_object_and_the_lower_one_is_wrong():
+    evaluation = evaluate_detection(
+        predictions(("a", "cat", 0.2, SQUARE), ("a", "cat", 0.9, upper(0.6))),
+        truths(("a", "cat", SQUARE)),
+        asked(("a", "cat")),
+    )
+    correct = evaluation.matches.set_index("score")["correct"]
+    assert correct.to_dict() == {0.9: True, 0.2: False}
+    assert evaluation.matches.set_index("score")["iou"].to_dict() == pytest.approx(
+        {0.9: 0.6, 0.2: 1.0}
+    )
+
+
+def test_every_threshold_is_counted_on_its_own_and_the_mean_is_over_all_ten():
+    evaluation = evaluate_detection(
+        predictions(("a", "cat", 0.9, upper(0.8)), ("b", "cat", 0.9, SQUARE)),
+        truths(("a", "cat", SQUARE), ("b", "cat", SQUARE)),
+        asked(("a", "cat"), ("b", "cat")),
+    )
+    f1 = {t: counts.f1 for t, counts in evaluation.by_threshold.items()}
+    assert f1 == {t: 1.0 if t <= 0.8 else 0.5 for t in IOU_THRESHOLDS}
+    assert evaluation.mean_f1 == pytest.approx((7 * 1.0 + 3 * 0.5) / 10)
+    assert evaluation.per_label.loc[0, ["f1", "f1_75", "f1_95"]].tolist() == [1, 1, 0.5]
+
+
+@pytest.mark.parametrize("threshold", IOU_THRESHOLDS)
+def test_an_overlap_of_exactly_the_threshold_counts_at_every_threshold(threshold):
+    evaluation = evaluate_detection(
+        predictions(("a", "cat", 1.0, (0, 0, 100, round(100 * threshold)))),
+        truths(("a", "cat", (0, 0, 100, 100))),
+        asked(("a", "cat")),
+    )
+    assert evaluation.by_threshold[threshold].tp == 1
+
+
+def test_ratios_that_do_not_exist_are_missing_not_zero_or_one():
+    evaluation = evaluate_detection(predictions(), truths(), asked(("a", "cat")))
+    row = evaluation.per_label.iloc[0]
+    assert all(math.isnan(row[column]) for column in ("precision", "recall", "f1", "mean_f1"))
+    assert evaluation.overall.f1 is None
+    assert evaluation.mean_f1 is None
+    assert evaluation.judged_images == ("a",)
+
+
+def test_finding_nothing_of_something_is_a_recall_of_zero_without_a_precision():
+    evaluation = evaluate_detection(
+        predictions(), truths(("a", "cat", SQUARE)), asked(("a", "cat"))
+    )
+    assert (evaluation.overall.precision, evaluation.overall.recall) == (None, 0.0)
+    assert evaluation.overall.f1 == 0.0
+
+
+def test_nothing_asked_yields_an_empty_table():
+    evaluation = evaluate_detection(
+        predictions(("a", "cat", 0.9, SQUARE)), truths(("a", "cat", SQUARE)), asked()
+    )
+    assert evaluation.per_label.empty
+    assert evaluation.matches.empty
+    assert evaluation.overall == Counts()
+    assert evaluation.not_asked == 1
+
+
+def test_boxes_on_labels_that_are_asked_but_absent_are_counted():
+    evaluation = evaluate_detection(
+        predictions(("a", "dog", 0.9, SQUARE), ("a", "dog", 0.8, FAR)),
+        truths(("a", "cat", SQUARE)),
+        asked(("a", "cat"), ("a", "dog"), ("b", "dog")),
+    )
+    dog = evaluation.per_label.set_index("label").loc["dog"]
+    assert (dog["absent"], dog["absent_with_boxes"], dog["boxes_on_absent"]) == (2, 1, 2)
+    assert (evaluation.absent, evaluation.absent_with_boxes, evaluation.boxes_on_absent) == (
+        *(2, 1, 2),
+    )
+
+
+def test_a_box_inside_a_crowd_counts_neither_way_unless_it_found_an_object():
+    evaluation = evaluate_detection(
+        predictions(
+            ("a", "cat", 0.9, (20, 20, 30, 30)),
+            ("a", "cat", 0.8, SQUARE),
+            ("a", "cat", 0.7, FAR),
+        ),
+        truths(("a", "cat", SQUARE), ("a", "cat", (0, 0, 50, 50)), crowd=(1,)),
+        asked(("a", "cat")),
+    )
+    assert evaluation.overall == Counts(tp=1, fp=1, fn=0)
+    assert evaluation.ignored == 1
+    assert len(evaluation.matches) == 2
+
+
+def random_case(seed):
+    rng = np.random.default_rng(seed)
+    labels, images = ["cat", "dog", "owl"], ["a", "b", "c", "d"]
+    found, true = [], []
+    for image in images:
+        for label in labels:
+            for _ in range(rng.integers(0, 4)):
+                x, y = rng.integers(0, 40, 2)
+                true.append((image, label, (x, y, x + 12, y + 12)))
+                if rng.random() < 0.8:
+                    dx, dy = rng.integers(-4, 5, 2)
+                    box = (x + dx, y + dy, x + dx + 12, y + dy + 12)
+                    score = None if rng.random() < 0.3 else float(rng.integers(1, 4)) / 4
+                    found.append((image, label, score, box))
+    return found, true, [(image, label) for image in images for label in labels]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_rows_changes_nothing(seed):
+    found, true, pairs = random_case(seed)
+    first = evaluate_detection(predictions(*found), truths(*true), asked(*pairs))
+    again = evaluate_detection(
+        predictions(*found).sample(frac=1, random_state=seed),
+        truths(*true).sample(frac=1, random_state=seed),
+        asked(*pairs).sample(frac=1, random_state=seed),
+    )
+    pd.testing.assert_frame_equal(first.per_label, again.per_label)
+    assert first.by_threshold == again.by_threshold
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_precision_recall_and_f1_are_those_of_scikit_learn(seed):
+    found, true, pairs = random_case(seed)
+    evaluation = evaluate_detection(predictions(*found), truths(*true), asked(*pairs))
+    y_true, y_pred = [], []
+    for row in evaluation.per_label.itertuples():
+        y_true += [row.label] * row.tp + ["nothing"] * row.fp + [row.label] * row.fn
+        y_pred += [row.label] * row.tp + [row.label] * row.fp + ["nothing"] * row.fn
+    precision, recall, f1, support = precision_recall_fscore_support(
+        y_true, y_pred, labels=list(evaluation.per_label["label"]), zero_division=np.nan
+    )
+    table = evaluation.per_label
+    np.testing.assert_allclose(table["precision"], precision)
+    np.testing.assert_allclose(table["recall"], recall)
+    np.testing.assert_allclose(table["f1"], f1)
+    assert table["support"].tolist() == support.tolist()
+    assert evaluation.overall.support == len(true)
+
+
+def people(*rows):
+    """(image_id, box, {name: point or None})"""
+    return pd.DataFrame(
+        [
+            (i, 0.9, *box, [Keypoint(n, *(p or (None, None)), None) for n, p in points.items()])
+            for i, box, points in rows
+        ],
+        columns=["image_id", "score", *BOX, "keypoints"],
+    )
+
+
+def true_people(*rows):
+    """(image_id, instance, box, {name: (x, y, visibility)})"""
+    return pd.DataFrame(
+        [
+            (image, instance, "person", *box, name, *point)
+            for image, instance, box, points in rows
+            for name, point in points.items()
+        ],
+        columns=["image_id", "instance", "label", *BOX, "name", "x_px", "y_px", "visibility"],
+    )
+
+
+TALL = (0, 0, 50, 100)
+
+
+@pytest.mark.parametrize(
+    ("point", "correct"),
+    [
+        pytest.param((20, 20), 1, id="exact"),
+        pytest.param((30, 20), 1, id="a tenth of the larger side away"),
+        pytest.param((30.1, 20), 0, id="just beyond"),
+        pytest.param(None, 0, id="called invisible"),
+    ],
+)
+def test_a_keypoint_is_correct_within_a_tenth_of_the_larger_side_of_the_box(point, correct):
+    evaluation = evaluate_keypoints(
+        people(("a", TALL, {"nose": point})),
+        true_people(("a", 0, TALL, {"nose": (20, 20, 2)})),
+        pd.DataFrame({"image_id": ["a"]}),
+    )
+    assert (evaluation.labelled, evaluation.correct) == (1, correct)
+    assert evaluation.pck == correct
+
+
+def test_points_that_are_not_labelled_and_persons_that_are_not_matched_are_not_judged():
+    evaluation = evaluate_keypoints(
+        people(("a", TALL, {"nose": (20, 20), "left ear": (1, 1)}), ("b", FAR, {"nose": (0, 0)})),
+        true_people(
+            ("a", 0, TALL, {"nose": (20, 20, 1), "left ear": (math.nan, math.nan, 0)}),
+            ("b", 1, TALL, {"nose": (20, 20, 2)}),
+            ("c", 2, TALL, {"nose": (20, 20, 2)}),
+            ("never asked", 3, TALL, {"nose": (20, 20, 2)}),
+        ),
+        pd.DataFrame({"image_id": ["a", "b", "c"]}),
+    )
+    assert (evaluation.persons, evaluation.matched) == (3, 1)
+    assert evaluation.per_keypoint.to_dict("records") == [
+        {"name": "nose", "labelled": 1, "placed": 1, "correct": 1, "pck": 1.0}
+    ]
+
+
+def test_without_a_person_there_is_no_share_of_correct_keypoints():
+    evaluation = evaluate_keypoints(people(), true_people(), pd.DataFrame({"image_id": ["a"]}))
+    assert evaluation.pck is None
+    assert evaluation.per_keypoint.empty

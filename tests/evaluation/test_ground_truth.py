@@ -1,0 +1,122 @@
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.tasks import PERSON
+
+
+def coco(**changes):
+    document = {
+        "images": [
+            {"id": 1, "file_name": "Sitting/a.jpg", "action": "Sitting"},
+            {"id": 7, "file_name": "./Sitting/b.jpg"},
+        ],
+        "categories": [{"id": 3, "name": "person"}, {"id": 4, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40]}],
+    }
+    return document | changes
+
+
+def written(tmp_path, document):
+    path = tmp_path / "truth.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+def test_boxes_become_corners_and_images_without_boxes_are_covered(tmp_path):
+    truth = read_coco(written(tmp_path, coco()))
+
+    assert truth.boxes.to_dict("records") == [
+        {
+            "file_name": "Sitting/a.jpg",
+            "label": "person",
+            "x0_px": 10.0,
+            "y0_px": 20.0,
+            "x1_px": 40.0,
+            "y1_px": 60.0,
+            "iscrowd": False,
+        }
+    ]
+    assert truth.file_names == {"Sitting/a.jpg", "Sitting/b.jpg"}
+    assert truth.labels == {"person", "dog"}
+    assert truth.actions == {"Sitting/a.jpg": "Sitting"}
+
+
+def test_only_listed_images_and_categories_are_covered(tmp_path):
+    truth = read_coco(written(tmp_path, coco()))
+    asked = pd.DataFrame(
+        [("Sitting/a.jpg", "dog"), ("Sitting/a.jpg", "cat"), ("elsewhere.jpg", "dog")],
+        columns=["file_name", "label"],
+    )
+    assert truth.covers(asked["file_name"], asked["label"]).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("spelled", [None, [name.replace(" ", "_") for name in PERSON.keypoints]])
+def test_keypoints_get_our_names_and_unlabelled_ones_no_place(tmp_path, spelled):
+    category = {"id": 3, "name": "person"} | ({"keypoints": spelled} if spelled else {})
+    values = [5, 6, 2, 0, 0, 0, 7, 8, 1, *[0] * 42]
+    annotation = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "keypoints": values}
+    truth = read_coco(
+        written(tmp_path, coco(categories=[category], annotations=[annotation]))
+    ).keypoints
+
+    assert truth["name"].tolist() == list(PERSON.keypoints)
+    assert truth["visibility"].tolist()[:3] == [2, 0, 1]
+    assert truth[["x_px", "y_px"]].iloc[2].tolist() == [7, 8]
+    assert math.isnan(truth["x_px"].iloc[1])
+
+
+BOX = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        pytest.param("{not json", "not valid JSON", id="no JSON"),
+        pytest.param("[]", "an object with images", id="a list"),
+        pytest.param({"images": []}, "a list", id="no categories"),
+        pytest.param(coco(images=[{"id": 1}]), "file_name", id="an image without a name"),
+        pytest.param(
+            coco(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]),
+            "an id of its own",
+            id="an id twice",
+        ),
+        pytest.param(
+            coco(annotations=[BOX | {"image_id": 99}]), "listed under images", id="unknown image"
+        ),
+        pytest.param(
+            coco(annotations=[BOX | {"category_id": [3]}]),
+            "listed under categories",
+            id="an id that is a list",
+        ),
+        pytest.param(
+            coco(annotations=[BOX | {"bbox": [0, 0, -1, 1]}]), "not negative", id="negative width"
+        ),
+        pytest.param(
+            coco(annotations=[BOX | {"bbox": [0, 0, "1", 1]}]), "bbox", id="a number as text"
+        ),
+        pytest.param(
+            coco(annotations=[BOX | {"keypoints": [1, 2, 2]}]), "17 keypoints", id="too few points"
+        ),
+        pytest.param(
+            coco(annotations=[BOX | {"keypoints": [1, 2, 5] * 17}]),
+            "visibility 0, 1 or 2",
+            id="unknown visibility",
+        ),
+    ],
+)
+def test_what_is_not_coco_is_refused_naming_file_and_expectation(tmp_path, document, expected):
+    path = written(tmp_path, document)
+    with pytest.raises(ConfigurationError) as caught:
+        read_coco(path)
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_says_so_and_what_to_do(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no ground truth at .*Correct the path"):
+        read_coco(tmp_path / "none.json")

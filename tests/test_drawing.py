@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from labeling_pipeline.annotations import Annotation, Keypoint
+from labeling_pipeline.drawing import (
+    PALETTE,
+    contact_sheet,
+    draw_annotations,
+    label_color,
+    write_jpeg,
+)
+
+
+def gray(width=800, height=600):
+    return np.full((height, width, 3), 120, dtype=np.uint8)
+
+
+def changed(before, after):
+    """(height, width) bool: where the pictures differ."""
+    return (before.astype(int) != after.astype(int)).any(axis=2)
+
+
+def rgb(color):
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def test_a_box_is_drawn_in_the_colour_of_its_label_at_its_place():
+    image = gray()
+    drawn = draw_annotations(image, [Annotation("person", (200, 150, 500, 450), score=0.87)])
+    assert drawn.shape == image.shape
+    assert tuple(drawn[300, 200]) == rgb(label_color("person"))
+    where = np.argwhere(changed(image, drawn))
+    assert where[:, 1].min() >= 195
+    assert where[:, 1].max() <= 505
+    assert not changed(image, drawn)[300, 300]
+
+
+def test_the_picture_that_came_in_stays_as_it_was():
+    image = gray()
+    draw_annotations(image, [Annotation("person", (200, 150, 500, 450))])
+    assert (image == 120).all()
+
+
+def test_colours_belong_to_labels_and_nothing_else():
+    assert label_color("person") == label_color("person")
+    assert {label_color(f"label {i}") for i in range(300)} == set(PALETTE)
+
+
+def test_white_text_is_legible_on_every_colour():
+    # Contrast ratio of WCAG 2.2, 4.5 at least for normal text.
+    for color in PALETTE:
+        channels = np.array(rgb(color)) / 255
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        luminance = float(linear @ [0.2126, 0.7152, 0.0722])
+        assert 1.05 / (luminance + 0.05) >= 4.5, color
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param((0, 0, 50, 30), id="top left"),
+        pytest.param((750, 0, 799, 30), id="top right"),
+        pytest.param((770, 580, 799, 599), id="bottom right"),
+        pytest.param((0, 0, 800, 600), id="the whole picture"),
+        pytest.param((-50, -50, 900, 700), id="beyond the picture"),
+        pytest.param((10, 10, 10, 10), id="without extent"),
+    ],
+)
+def test_a_label_stays_inside_the_picture(box):
+    bare = draw_annotations(gray(), [Annotation("", box)])
+    labelled = draw_annotations(gray(), [Annotation("a rather long label", box, score=0.5)])
+    where = np.argwhere(changed(bare, labelled))
+    height, width = np.ptp(where, axis=0) + 1
+    assert width > 120  # the label has its full width, so nothing was cut off
+    assert height >= 14
+
+
+def test_labels_of_the_same_place_do_not_cover_each_other():
+    box = (200, 200, 400, 400)
+    both = draw_annotations(gray(), [Annotation("person", box), Annotation("face", box)])
+    for label in ("person", "face"):
+        alone = (both == rgb(label_color(label))).all(axis=2)
+        assert alone.sum() > 500, label
+
+
+def test_a_keypoint_without_coordinates_is_not_drawn_and_neither_are_its_limbs():
+    image = gray()
+    points = {"left shoulder": (300.0, 200.0), "left elbow": (300.0, 400.0)}
+    seen = [Keypoint(name, x, y, None) for name, (x, y) in points.items()]
+    hidden = [seen[0], Keypoint("left elbow", None, None, None)]
+
+    limb = draw_annotations(image, [Annotation("person", keypoints=tuple(seen))])
+    no_limb = draw_annotations(image, [Annotation("person", keypoints=tuple(hidden))])
+    assert changed(image, limb)[300, 300]
+    assert changed(image, no_limb)[200, 300]
+    assert not changed(image, no_limb)[220:, :].any()
+
+
+def test_keypoints_of_no_known_skeleton_are_drawn_without_limbs():
+    image = gray()
+    points = (Keypoint("tail", 100.0, 100.0, None), Keypoint("horn", 300.0, 100.0, None))
+    drawn = changed(image, draw_annotations(image, [Annotation("cow", keypoints=points)]))
+    assert drawn[100, 100]
+    assert drawn[100, 300]
+    assert not drawn[100, 200]
+
+
+def test_a_small_picture_is_enlarged_with_its_annotations():
+    image = gray(64, 32)
+    drawn = draw_annotations(image, [Annotation("x", (16, 8, 48, 24))])
+    assert drawn.shape == (320, 640, 3)
+    assert tuple(drawn[160, 160]) == rgb(label_color("x"))
+
+
+def test_a_picture_without_annotations_says_so():
+    image = gray()
+    drawn = changed(image, draw_annotations(image, []))
+    assert drawn[-10:, :60].any()
+    assert not drawn[:500].any()
+
+
+def test_a_title_stands_above_the_picture_and_covers_nothing():
+    image = gray()
+    boxes = [Annotation("x", (10, 10, 90, 90))]
+    plain, titled = draw_annotations(image, boxes), draw_annotations(image, boxes, title="a/b.jpg")
+    assert titled.shape[0] > plain.shape[0]
+    np.testing.assert_array_equal(titled[-plain.shape[0] :], plain)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(np.zeros((10, 10), np.uint8), id="one channel"),
+        pytest.param(np.zeros((10, 10, 4), np.uint8), id="four channels"),
+        pytest.param(np.zeros((10, 10, 3), np.float32), id="floats"),
+    ],
+)
+def test_a_picture_that_is_not_rgb_bytes_is_refused(image):
+    with pytest.raises(ValueError, match="uint8"):
+        draw_annotations(image, [])
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "cells"),
+    [(5, 3, (2, 3)), (2, 4, (1, 2)), (1, 1, (1, 1)), (0, 3, (1, 1))],
+)
+def test_a_contact_sheet_has_as_many_cells_as_it_needs(count, columns, cells):
+    images = [gray(50 + 40 * i, 60) for i in range(count)]
+    sheet = contact_sheet(images, [f"{i}.jpg" for i in range(count)], columns, cell_px=100)
+    one = contact_sheet([gray()], ["x"], 1, cell_px=100)
+    per_row, per_column = one.shape[0] - 12, one.shape[1] - 12
+    assert sheet.shape == (cells[0] * per_row + 12, cells[1] * per_column + 12, 3)
+
+
+def test_a_contact_sheet_wants_a_title_for_every_picture():
+    with pytest.raises(ValueError, match="1 images but 0 titles"):
+        contact_sheet([gray()], [], 3)
+
+
+def test_a_jpeg_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "visualizations" / "a.jpg"
+    for level in (10, 200):
+        write_jpeg(path, np.full((20, 30, 3), level, np.uint8))
+    assert abs(int(np.asarray(Image.open(path)).mean()) - 200) <= 2
+    assert list(path.parent.iterdir()) == [path]
