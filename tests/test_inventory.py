@@ -1,0 +1,343 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.images.cleaning import CleaningRules
+from labeling_pipeline.inventory import FileNote, clean, update_inventory
+from labeling_pipeline.plan import class_slug
+from labeling_pipeline.sample.dataset import write_sample
+from labeling_pipeline.sample.scenes import draw_scene
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+RULES = CleaningRules()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AnnotationStore:
+    return AnnotationStore(tmp_path / "home" / "annotations.duckdb")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "pets").mkdir()
+    return tmp_path / "pets"
+
+
+def put(path: Path, seed: int, quality: int = 92, size: tuple[int, int] = (120, 90)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scene = draw_scene(np.random.default_rng(seed), 120, 90)
+    Image.fromarray(scene.image).resize(size).save(path, "JPEG", quality=quality)
+    return path
+
+
+def rows(store: AnnotationStore, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in store.query(sql).to_pylist()]
+
+
+def classes(store: AnnotationStore) -> dict[str, bool]:
+    """Slug -> retired, in order of registration."""
+    return dict(rows(store, "SELECT class, retired FROM classes ORDER BY class_number"))
+
+
+def image_ids(store: AnnotationStore) -> dict[str, str]:
+    return dict(rows(store, "SELECT path, image_id FROM dataset_files"))
+
+
+def statuses(store: AnnotationStore) -> dict[str, str]:
+    """Path -> status, or the reason where there is one."""
+    return dict(rows(store, "SELECT path, coalesce(reason, status) FROM files"))
+
+
+def images(store: AnnotationStore) -> list[tuple[Any, ...]]:
+    return rows(store, "SELECT * FROM images ORDER BY image_id")
+
+
+def test_the_sample_folder_is_inventoried_and_cleaned(store: AnnotationStore, tmp_path: Path):
+    sample = write_sample(tmp_path / "sample", images_per_class=3)
+    seen: list[tuple[int, int]] = []
+    inventory = update_inventory(store, sample.image_root, progress=lambda *at: seen.append(at))
+    assert inventory.added == inventory.files.total == sample.files
+    assert seen == [(i + 1, inventory.read) for i in range(inventory.read)]
+    assert inventory.files.statuses["skipped"] == 3
+    assert len(inventory.classes_added) == 9
+
+    cleaning = clean(store, sample.image_root, RULES)
+    assert cleaning.decoded == cleaning.images == inventory.read - 2
+    assert cleaning.files.reasons == {
+        "blank": 1,
+        "empty_file": 1,
+        "exact_duplicate": 2,
+        "near_duplicate": 3,
+        "not_an_image": 1,
+        "system_file": 3,
+        "too_small": 1,
+        "truncated": 1,
+    }
+    assert cleaning.files.statuses["accepted"] == sample.files - 13
+    notes = {note.path: note for note in cleaning.files.not_accepted}
+    assert len(notes) == 13
+    assert notes["star/star_001_resized.jpg"] == FileNote(
+        "star/star_001_resized.jpg",
+        "rejected",
+        "near_duplicate",
+        "looks like star/star_001.jpg, which is kept",
+    )
+    assert notes["circle/circle_001_copy.jpg"].detail == "same content as circle/circle_001.jpg"
+
+
+def test_a_second_run_reads_and_decodes_nothing_and_changes_no_row(
+    store: AnnotationStore, root: Path
+):
+    for seed in range(6):
+        put(root / f"cats/{seed}.jpg", seed)
+    put(root / "cats/0_worse.jpg", 0, quality=40)
+    (root / "cats/broken.jpg").write_bytes(b"broken")
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    written = store.path.stat().st_mtime_ns
+    before = (image_ids(store), images(store))
+
+    inventory, cleaning = update_inventory(store, root), clean(store, root, RULES)
+    assert (inventory.read, inventory.added, inventory.changed, inventory.removed) == (0, 0, 0, 0)
+    assert (cleaning.decoded, cleaning.judged_anew) == (0, 0)
+    assert (image_ids(store), images(store)) == before
+    assert store.path.stat().st_mtime_ns == written, "nothing due, yet the store was written"
+
+
+def test_only_new_and_changed_files_are_read(store: AnnotationStore, root: Path):
+    for seed in range(3):
+        put(root / f"cats/{seed}.jpg", seed)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    put(root / "cats/1.jpg", 11)
+    put(root / "dogs/3.jpg", 3)
+    inventory = update_inventory(store, root)
+    assert (inventory.read, inventory.added, inventory.changed) == (2, 1, 1)
+    assert clean(store, root, RULES).decoded == 2
+
+
+def test_a_file_that_was_only_touched_is_read_but_not_decoded(store: AnnotationStore, root: Path):
+    path = put(root / "cats/0.jpg", 0)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    os.utime(path, ns=(1, 1))
+    inventory = update_inventory(store, root)
+    assert (inventory.read, inventory.changed) == (1, 1)
+    assert clean(store, root, RULES).decoded == 0
+
+
+def test_a_moved_file_keeps_its_image(store: AnnotationStore, root: Path):
+    path = put(root / "cats/0.jpg", 0)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    before = images(store)
+    (root / "dogs").mkdir()
+    path.rename(root / "dogs/moved.jpg")
+    inventory = update_inventory(store, root)
+    assert (inventory.added, inventory.removed) == (1, 1)
+    assert clean(store, root, RULES).decoded == 0
+    assert images(store) == before
+    assert image_ids(store) == {"dogs/moved.jpg": before[0][0]}
+
+
+def test_an_image_without_a_file_remains_and_is_known_when_it_comes_back(
+    store: AnnotationStore, root: Path
+):
+    path = put(root / "cats/0.jpg", 0)
+    put(root / "cats/1.jpg", 1)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    data = path.read_bytes()
+    path.unlink()
+    assert update_inventory(store, root).removed == 1
+    assert clean(store, root, RULES).images == 1
+    assert len(images(store)) == 2
+    path.write_bytes(data)
+    update_inventory(store, root)
+    assert clean(store, root, RULES).decoded == 0
+    assert set(statuses(store).values()) == {"accepted"}
+
+
+def test_a_gone_image_does_not_stand_in_the_way_of_its_near_duplicate(
+    store: AnnotationStore, root: Path
+):
+    put(root / "cats/copy.jpg", 0, quality=40)
+    best = put(root / "cats/best.jpg", 0)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    assert statuses(store) == {"cats/best.jpg": "accepted", "cats/copy.jpg": "near_duplicate"}
+    best.unlink()
+    update_inventory(store, root)
+    assert clean(store, root, RULES).judged_anew == 1
+    assert statuses(store) == {"cats/copy.jpg": "accepted"}
+
+
+def test_a_better_copy_takes_the_place_of_the_one_kept_before(store: AnnotationStore, root: Path):
+    put(root / "cats/small.jpg", 0)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    put(root / "dogs/large.jpg", 0, size=(240, 180))
+    update_inventory(store, root)
+    summary = clean(store, root, RULES)
+    assert (summary.decoded, summary.judged_anew) == (1, 1)
+    assert summary.files.not_accepted == (
+        FileNote(
+            "cats/small.jpg",
+            "rejected",
+            "near_duplicate",
+            "looks like dogs/large.jpg, which is kept",
+        ),
+    )
+
+
+def test_a_changed_threshold_judges_anew_without_decoding(store: AnnotationStore, root: Path):
+    put(root / "cats/small.jpg", 0, size=(60, 45))
+    put(root / "cats/large.jpg", 1)
+    put(root / "cats/large_copy.jpg", 1, quality=40)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    numbers = rows(store, "SELECT image_id, image_number FROM images ORDER BY ALL")
+    for rules, expected in (
+        (RULES, ["near_duplicate"]),
+        (CleaningRules(min_side_px=50), ["near_duplicate", "too_small"]),
+        (CleaningRules(reject_near_duplicates=False), []),
+        (CleaningRules(near_duplicate_difference=0, near_duplicate_distance=0), []),
+        (CleaningRules(max_aspect=1), ["extreme_aspect"] * 3),
+        (RULES, ["near_duplicate"]),
+    ):
+        summary = clean(store, root, rules)
+        assert summary.decoded == 0
+        assert sorted(note.reason for note in summary.files.not_accepted) == expected
+    assert rows(store, "SELECT image_id, image_number FROM images ORDER BY ALL") == numbers
+    put(root / "cats/new.jpg", 2)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    highest = rows(store, "SELECT max(image_number) FROM images")
+    assert highest == [(4,)], "judging anew should use up no numbers"
+
+
+def test_the_measurements_are_stored(store: AnnotationStore, root: Path):
+    put(root / "cats/0.jpg", 0)
+    update_inventory(store, root)
+    clean(store, root, RULES)
+    (row,) = store.query("SELECT * FROM images").to_pylist()
+    assert (row["width_px"], row["height_px"], row["format"], row["mode"]) == (
+        *(120, 90),
+        *("JPEG", "RGB"),
+    )
+    assert row["cluster"] == row["image_id"]
+    assert min(row["brightness"], row["contrast"], row["sharpness"]) > 0
+
+
+def test_equal_contents_are_one_image_and_the_first_path_stands_for_it(
+    store: AnnotationStore, root: Path
+):
+    put(root / "dogs/b.jpg", 0)
+    put(root / "cats/a.jpg", 0)
+    update_inventory(store, root)
+    assert clean(store, root, RULES).images == 1
+    assert statuses(store) == {"cats/a.jpg": "accepted", "dogs/b.jpg": "exact_duplicate"}
+
+
+def test_a_file_that_vanished_since_the_inventory_stays_new(store: AnnotationStore, root: Path):
+    put(root / "cats/0.jpg", 0)
+    gone = put(root / "cats/1.jpg", 1)
+    changed = put(root / "cats/2.jpg", 2)
+    update_inventory(store, root)
+    gone.unlink()
+    put(changed, 3)
+    summary = clean(store, root, RULES)
+    assert (summary.decoded, summary.unread) == (1, 2)
+    assert summary.files.statuses == {"accepted": 1, "new": 2}
+
+
+def test_a_copy_is_measured_where_the_first_file_has_vanished(store: AnnotationStore, root: Path):
+    put(root / "cats/a.jpg", 0)
+    put(root / "cats/b.jpg", 0)
+    update_inventory(store, root)
+    (root / "cats/a.jpg").unlink()
+    assert clean(store, root, RULES).decoded == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_tried_again_each_time(store: AnnotationStore, root: Path):
+    path = put(root / "cats/0.jpg", 0)
+    path.chmod(0)
+    for _ in range(2):
+        assert update_inventory(store, root).files.reasons == {"unreadable": 1}
+    path.chmod(0o600)
+    assert update_inventory(store, root).files.statuses == {"new": 1}
+
+
+def test_classes_come_from_the_plan_then_from_folders_and_retire_without_files(
+    store: AnnotationStore, root: Path
+):
+    zebra = put(root / "zebra/0.jpg", 0)
+    put(root / "ant/1.jpg", 1)
+    (root / "notes").mkdir()
+    (root / "notes/read.txt").write_text("no image, no class")
+    first = update_inventory(store, root, ["walrus", "Große Katze"])
+    assert first.classes_added == ("walrus", class_slug("Große Katze"), "ant", "zebra")
+    assert not any(classes(store).values())
+
+    data = zebra.read_bytes()
+    zebra.unlink()
+    second = update_inventory(store, root, ["walrus"])
+    assert second.classes_retired == (first.classes_added[1], "zebra")
+    zebra.write_bytes(data)
+    third = update_inventory(store, root, ["walrus"])
+    assert third.classes_returned == ("zebra",)
+    assert list(classes(store)) == list(first.classes_added)
+    assert [slug for slug, retired in classes(store).items() if retired] == [first.classes_added[1]]
+
+
+@pytest.mark.parametrize(
+    ("plan_classes", "expected"), [([], "pets"), (["cats"], None), (["pets"], None)]
+)
+def test_a_file_in_no_folder_belongs_to_the_root_or_with_a_plan_to_no_class_of_its_own(
+    store: AnnotationStore, root: Path, plan_classes: list[str], expected: str | None
+):
+    put(root / "0.jpg", 0)
+    put(root / "dogs/1.jpg", 1)
+    update_inventory(store, root, plan_classes)
+    assert rows(store, "SELECT path, class FROM dataset_files ORDER BY path") == [
+        ("0.jpg", expected),
+        ("dogs/1.jpg", "dogs"),
+    ]
+    assert set(classes(store)) == {"dogs", *(plan_classes or ["pets"])}
+
+
+def test_a_plan_that_begins_to_name_classes_moves_files_without_reading_them(
+    store: AnnotationStore, root: Path
+):
+    put(root / "0.jpg", 0)
+    update_inventory(store, root)
+    summary = update_inventory(store, root, ["cats"])
+    assert (summary.read, summary.changed) == (0, 1)
+    assert classes(store) == {"pets": True, "cats": False}
+
+
+def test_a_class_keeps_its_display_name(store: AnnotationStore, root: Path):
+    put(root / "Große Katzen/0.jpg", 0)
+    update_inventory(store, root)
+    assert rows(store, "SELECT display_name FROM classes") == [("Große Katzen",)]
+
+
+def test_two_classes_with_one_key_are_refused(store: AnnotationStore, root: Path):
+    slug = update_inventory(store, put(root / "Cats!/0.jpg", 0).parents[1]).classes_added[0]
+    put(root / slug / "1.jpg", 1)
+    with pytest.raises(ConfigurationError, match="rename one of the folders"):
+        update_inventory(store, root)
+
+
+def test_a_missing_root_leaves_the_store_as_it_was(store: AnnotationStore, root: Path):
+    put(root / "cats/0.jpg", 0)
+    update_inventory(store, root)
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        update_inventory(store, root / "elsewhere")
+    assert list(image_ids(store)) == ["cats/0.jpg"]
