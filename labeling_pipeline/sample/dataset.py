@@ -82,17 +82,19 @@ def write_sample(
     Args:
         folder: created if missing; otherwise empty or written by this function before.
         images_per_class: ordinary pictures in each class; the odd ones come on top.
-        seed: another seed draws other pictures.
+        seed: 0 or more; another seed draws other pictures.
 
     Raises:
-        ConfigurationError: the folder holds something else, or there are too few images a class
-            to derive the odd ones from.
+        ConfigurationError: the folder holds something else, there are too few images a class to
+            derive the odd ones from, or the seed is negative.
     """
     if images_per_class < _MIN_IMAGES_PER_CLASS:
         raise ConfigurationError(
             f"the sample needs at least {_MIN_IMAGES_PER_CLASS} images a class, got "
             f"{images_per_class}"
         )
+    if seed < 0:
+        raise ConfigurationError(f"the seed of the sample is 0 or more, got {seed}")
     earlier = _earlier_files(folder)
     files = sorted(_files(images_per_class, seed), key=lambda file: file.path)
     truth = _ground_truth(files, seed)

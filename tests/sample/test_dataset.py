@@ -245,3 +245,8 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path: Path, name
 def test_too_few_images_to_derive_the_odd_ones_from_are_refused(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="at least 3"):
         write_sample(tmp_path / "sample", images_per_class=2)
+
+
+def test_a_negative_seed_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="0 or more"):
+        write_sample(tmp_path / "sample", seed=-1)
