@@ -18,9 +18,10 @@ generative detectors are compared (Rex-Omni reports F1 at IoU 0.5, 0.95 and the 
 zero does not exist: ``None`` in values, NaN in tables.
 """
 
+import functools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +160,8 @@ def evaluate_detection(
     """Judge boxes against true boxes.
 
     Args:
-        predictions: ``image_id, label, score`` (may be missing), ``x0_px, y0_px, x1_px, y1_px``.
+        predictions: ``image_id, label, score`` (NaN or ``None`` where there is none), ``x0_px,
+            y0_px, x1_px, y1_px``.
         truths: ``image_id, label, x0_px, y0_px, x1_px, y1_px`` and, optionally, ``iscrowd``.
         asked: ``image_id, label``, every pair that was asked and that the truth covers.
         iou_threshold: least IoU of a right box, in 0..1.
@@ -167,7 +169,10 @@ def evaluate_detection(
     pairs = asked[["image_id", "label"]].drop_duplicates()
     predictions = _only(predictions, pairs)
     counted_truths = _only(truths, pairs)
+    # Plain arrays: a data set has many more pairs than boxes, and slicing tables would dominate.
     crowd = _crowd(counted_truths)
+    found_boxes, scores = _boxes(predictions), _scores(predictions)
+    true_boxes = _boxes(counted_truths)
     predicted_groups = _groups(predictions)
     true_groups = _groups(counted_truths)
 
@@ -176,34 +181,34 @@ def evaluate_detection(
         label: dict.fromkeys(thresholds, Counts()) for label in sorted(pairs["label"].unique())
     }
     absent: dict[str, list[int]] = {label: [] for label in counts}
-    matches: list[pd.DataFrame] = []
-    ignored = 0
+    iou = np.zeros(len(predictions))
+    correct = np.zeros(len(predictions), dtype=bool)
+    ignored = np.zeros(len(predictions), dtype=bool)
     nothing = np.empty(0, dtype=int)
-    for image_id, label in pairs.itertuples(index=False):
-        found = predictions.iloc[predicted_groups.get((image_id, label), nothing)]
-        rows = true_groups.get((image_id, label), nothing)
-        true_boxes = _boxes(counted_truths.iloc[rows])
-        is_crowd = crowd[rows]
-        if not is_crowd.size:
-            absent[label].append(len(found))
-        overlaps = _Overlaps.of(_boxes(found), true_boxes[~is_crowd], true_boxes[is_crowd])
-        order = _order(found["score"], overlaps)
+    for pair in pairs.itertuples(index=False, name=None):
+        label = pair[1]
+        found = predicted_groups.get(pair, nothing)
+        true = true_groups.get(pair, nothing)
+        if not true.size:
+            absent[label].append(found.size)
+        if not true.size and not found.size:
+            continue
+        is_crowd = crowd[true]
+        objects = true[~is_crowd]
+        overlaps = _Overlaps.of(found_boxes[found], true_boxes[objects], true_boxes[true[is_crowd]])
+        order = _order(scores[found], overlaps)
         for threshold in thresholds:
             matched, in_crowd = overlaps.match(order, threshold)
             tp = int((matched >= 0).sum())
             counts[label][threshold] += Counts(
                 tp=tp,
-                fp=len(found) - tp - int(in_crowd.sum()),
-                fn=int((~is_crowd).sum()) - tp,
+                fp=found.size - tp - int(in_crowd.sum()),
+                fn=objects.size - tp,
             )
-            if threshold == iou_threshold and len(found):
-                ignored += int(in_crowd.sum())
-                judged = found.loc[~in_crowd, ["image_id", "label", "score"]]
-                matches.append(
-                    judged.assign(
-                        iou=overlaps.iou_of(matched)[~in_crowd], correct=(matched >= 0)[~in_crowd]
-                    )
-                )
+            if threshold == iou_threshold:
+                iou[found] = overlaps.iou_of(matched)
+                correct[found] = matched >= 0
+                ignored[found] = in_crowd
 
     by_threshold = {
         threshold: sum((by[threshold] for by in counts.values()), Counts())
@@ -215,10 +220,12 @@ def evaluate_detection(
         by_threshold={threshold: by_threshold[threshold] for threshold in IOU_THRESHOLDS},
         mean_f1=_mean_f1(by_threshold),
         per_label=_per_label(counts, absent, pairs, iou_threshold),
-        matches=_matches(matches),
+        matches=predictions[["image_id", "label"]]
+        .assign(score=scores, iou=iou, correct=correct)[~ignored]
+        .reset_index(drop=True),
         judged_images=tuple(sorted(pairs["image_id"].unique())),
         not_asked=len(truths) - len(counted_truths),
-        ignored=ignored,
+        ignored=int(ignored.sum()),
     )
 
 
@@ -261,7 +268,7 @@ def evaluate_keypoints(
             continue
         true_boxes = np.concatenate([_boxes(points.iloc[:1]) for _, points in of_image])
         overlaps = _Overlaps.of(_boxes(found), true_boxes, np.empty((0, 4)))
-        matched, _ = overlaps.match(_order(found["score"], overlaps), iou_threshold)
+        matched, _ = overlaps.match(_order(_scores(found), overlaps), iou_threshold)
         for row, person in enumerate(matched):
             if person < 0:
                 continue
@@ -330,11 +337,6 @@ class _Overlaps:
 
     @classmethod
     def of(cls, predicted: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> "_Overlaps":
-        with warnings.catch_warnings():
-            # It warns on import where OpenCV is missing; the overlap does not need it.
-            warnings.simplefilter("ignore", UserWarning)
-            import supervision as sv
-
         in_crowd = np.zeros(len(predicted), dtype=np.float32)
         if len(crowd) and len(predicted):
             left_top = np.maximum(predicted[:, None, :2], crowd[None, :, :2])
@@ -343,7 +345,7 @@ class _Overlaps:
             area = (predicted[:, 2:] - predicted[:, :2]).prod(axis=1)[:, None]
             shares = np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
             in_crowd = shares.max(axis=1).astype(np.float32)
-        return cls(sv.box_iou_batch(true, predicted).T, in_crowd)
+        return cls(_box_iou()(true, predicted).T, in_crowd)
 
     @property
     def best(self) -> np.ndarray:
@@ -377,10 +379,23 @@ class _Overlaps:
         return values
 
 
-def _order(scores: pd.Series, overlaps: _Overlaps) -> np.ndarray:
+@functools.cache
+def _box_iou() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    with warnings.catch_warnings():
+        # It warns on import where OpenCV is missing; the overlap does not need it.
+        warnings.simplefilter("ignore", UserWarning)
+        from supervision import box_iou_batch
+    return box_iou_batch
+
+
+def _scores(rows: pd.DataFrame) -> np.ndarray:
+    """(n,) float64; a missing score is NaN."""
+    return pd.to_numeric(rows["score"]).to_numpy(dtype=float, na_value=np.nan)
+
+
+def _order(scores: np.ndarray, overlaps: _Overlaps) -> np.ndarray:
     """(p,) int: descending score, missing scores last; equal scores by better overlap."""
-    values = pd.to_numeric(scores).to_numpy(dtype=float, na_value=np.nan)
-    return np.lexsort((-overlaps.best, -np.nan_to_num(values, nan=-np.inf)))
+    return np.lexsort((-overlaps.best, -np.nan_to_num(scores, nan=-np.inf)))
 
 
 def _only(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
@@ -456,9 +471,3 @@ def _per_label(
         *("f1_75", "f1_95", "mean_f1", "absent", "absent_with_boxes", "boxes_on_absent"),
     ]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _matches(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    if not parts:
-        return pd.DataFrame(columns=["image_id", "label", "score", "iou", "correct"])
-    return pd.concat(parts, ignore_index=True)

@@ -169,7 +169,9 @@ def _in_order(images: pd.DataFrame, annotations: pd.DataFrame) -> Iterator[tuple
     rows = annotations[annotations["image_id"].isin(list(numbers))]
     rows = rows.assign(_number=rows["image_id"].map(numbers), _score=-_floats(rows["score"]))
     keys = ["_number", "_score", *_BOX]
-    for row in rows.sort_values(keys, kind="stable").drop(columns=["_score"]).itertuples():
+    for row in (
+        rows.sort_values(keys, kind="stable").drop(columns=["_number", "_score"]).itertuples()
+    ):
         yield int(numbers[row.image_id]), row
 
 
