@@ -6,8 +6,8 @@ Coordinates are the 1000 tokens ``<0>`` .. ``<999>``, relative to the frame the 
 stands for the pixel ``b / 999 * size``, a pixel x for the bin ``int(clamp(x / size) * 999)``.
 
 Detection answers are runs of
-``<|object_ref_start|>label<|object_ref_end|><|box_start|><x0><y0><x1><y1>, ...<|box_end|>``; a label
-that is not there has ``None`` in place of boxes. Keypoint answers are JSON, usually fenced:
+``<|object_ref_start|>label<|object_ref_end|><|box_start|><x0><y0><x1><y1>, ...<|box_end|>``; a
+label that is not there has ``None`` in place of boxes. Keypoint answers are JSON, usually fenced:
 ``{"person1": {"bbox": " <x0> <y0> <x1> <y1> ", "keypoints": {"nose": " <x> <y> ", "left eye":
 "unvisible"}}}``. Categories are joined with a comma, so a comma inside a label would split it.
 

@@ -7,6 +7,8 @@ Facts this module stands on:
 - Scores need the raw logits, before the repetition penalty. Custom logits processors run after
   the one that ``generate`` builds itself, so the penalty is switched off there and applied by a
   processor that stands behind the recorder.
+- Steps of a small model are too short to share: on two busy cores a second torch thread made the
+  embedded checkpoint 16 times slower, and on idle ones no faster.
 - Keeping batch x steps x vocabulary floats would take gigabytes at 152,000 entries; the recorder
   keeps three numbers a token.
 """
@@ -36,11 +38,13 @@ from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.cards import ModelCard, ModelSettings
 from labeling_pipeline.tasks import Request
 
+_SMALL_MODEL_PARAMETERS = 50_000_000
+
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor without its video half."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None) -> None:  # type: ignore[no-untyped-def]
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
@@ -80,6 +84,8 @@ class RexOmniRuntime:
                 f"{card.name} could not be loaded from {card.checkpoint}: {error}. Check the name, "
                 "the network, and `cache_dir`; a folder with the checkpoint works offline."
             ) from error
+        if self.device.type == "cpu" and self.model.num_parameters() < _SMALL_MODEL_PARAMETERS:
+            torch.set_num_threads(1)
         self.processor = ImageTextProcessor(
             image_processor=image_processor,
             tokenizer=self.tokenizer,
@@ -244,7 +250,7 @@ class TokenRecorder(LogitsProcessor):
 class _TokenBytes:
     """Token ids -> the exact piece of text each contributed; joined they are the whole text."""
 
-    def __init__(self, tokenizer) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def __init__(self, tokenizer) -> None:  # type: ignore[no-untyped-def]
         self._tokenizer = tokenizer
         self._added = {
             index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()

@@ -1,0 +1,48 @@
+"""Work on many classes in one run: one that fails never costs the others."""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+Metadata = dict[str, dg.MetadataValue]
+
+_MAX_LISTED = 20
+
+
+def each_class(context: dg.AssetExecutionContext, work: Callable[[str], Metadata]) -> None:
+    """Do the work of every class of this run and record the truth of each.
+
+    Without failures the metadata is attached and the step ends as usual, so that what lies
+    downstream in the same run goes on. With failures the step fails, and Dagster would record
+    nothing: the good classes are then recorded one by one before.
+
+    Raises:
+        dg.Failure: some class failed; names each with its reason, and what to do next.
+    """
+    done: dict[str, Metadata] = {}
+    failed: dict[str, str] = {}
+    for class_slug in context.partition_keys:
+        try:
+            done[class_slug] = work(class_slug)
+        except Exception as error:  # recorded below, with all the others
+            context.log.exception(f"{context.asset_key.to_user_string()}[{class_slug}] failed")
+            failed[class_slug] = f"{type(error).__name__}: {error}"
+    if not failed:
+        for class_slug, metadata in done.items():
+            context.add_asset_metadata(metadata, partition_key=class_slug)
+        return
+    for class_slug, metadata in done.items():
+        context.log_event(
+            dg.AssetMaterialization(context.asset_key, partition=class_slug, metadata=metadata)
+        )
+    listed = dict(list(failed.items())[:_MAX_LISTED])
+    reasons = "\n".join(f"- {name}: {reason}" for name, reason in listed.items())
+    raise dg.Failure(
+        description=(
+            f"{context.asset_key.to_user_string()}: {len(failed)} of {len(failed) + len(done)} "
+            f"classes failed.\n{reasons}\n"
+            "Mend the cause, then re-run the failed partitions: only what is missing is done."
+        ),
+        metadata={"failed": dg.MetadataValue.json(listed)},
+        allow_retries=False,
+    )

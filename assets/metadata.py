@@ -1,0 +1,92 @@
+"""Metadata of materializations: what a person wants to see, within what the UI shows well."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from labeling_pipeline.labeling import ClassSummary
+
+MAX_ROWS = 20
+
+
+def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
+    """What one materialization of an entry did for a class."""
+    rate = summary.generations / summary.seconds if summary.seconds else 0.0
+    metadata: dict[str, dg.MetadataValue] = {
+        "asked": dg.MetadataValue.text(summary.label),
+        "due": dg.MetadataValue.int(summary.due),
+        "generations": dg.MetadataValue.int(summary.generations),
+        "annotations": dg.MetadataValue.int(summary.annotations),
+        "tokens": dg.MetadataValue.int(summary.tokens),
+        "images_per_second": dg.MetadataValue.float(round(rate, 2)),
+        "seconds": dg.MetadataValue.float(round(summary.seconds, 2)),
+        "model_key": dg.MetadataValue.text(summary.model_key),
+        "outcomes": table([{"state": k, "images": v} for k, v in summary.states.items()]),
+    }
+    if summary.dropped:
+        metadata["dropped_pieces"] = dg.MetadataValue.int(summary.dropped)
+    if summary.errors:
+        rows = [{"image": path, "error": error} for path, error in summary.errors.items()]
+        metadata["errors"] = table(rows)
+    if summary.notes:
+        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in summary.notes))
+    return metadata
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
+    """At most 20 rows as a table; how many were left out stands in the last one."""
+    if not rows:
+        return dg.MetadataValue.text("none")
+    shown = [
+        dg.TableRecord({k: v if isinstance(v, int | float) else str(v) for k, v in row.items()})
+        for row in rows[:MAX_ROWS]
+    ]
+    if len(rows) <= MAX_ROWS:
+        return dg.MetadataValue.table(shown)
+    first = next(iter(rows[0]))
+    left_out = dict.fromkeys(rows[0], "") | {first: f"and {len(rows) - MAX_ROWS} more"}
+    texts = [dg.TableRecord({k: str(v) for k, v in row.data.items()}) for row in shown]
+    return dg.MetadataValue.table([*texts, dg.TableRecord(left_out)])
+
+
+def png(data: bytes) -> dg.MetadataValue:
+    """A picture inside a Markdown value, the one form that the UI renders."""
+    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(data).decode()})")
+
+
+def picture(pixels: np.ndarray, max_side_px: int = 900) -> dg.MetadataValue:
+    """pixels: (height, width, 3) uint8 RGB; scaled down to what a dialog shows."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((max_side_px, max_side_px))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return dg.MetadataValue.md(f"![](data:image/jpeg;base64,{data})")
+
+
+def fixed(value: float | None) -> dg.MetadataValue:
+    """A ratio, or a dash where it does not exist."""
+    if value is None or not math.isfinite(value):
+        return dg.MetadataValue.text("–")
+    return dg.MetadataValue.float(round(float(value), 4))
+
+
+def frame_table(frame: pd.DataFrame) -> dg.MetadataValue:
+    """A data frame as a table: plain scalars, ratios with four digits, a dash for what is none."""
+
+    def cell(value: Any) -> Any:
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            return "–"
+        if isinstance(value, np.integer):
+            return int(value)
+        return round(float(value), 4) if isinstance(value, float | np.floating) else str(value)
+
+    rows = [{k: cell(v) for k, v in row.items()} for row in frame.to_dict("records")]
+    return table(rows)

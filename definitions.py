@@ -1,0 +1,45 @@
+"""Front door of the Dagster code location: the fixed assets and one asset per plan entry."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from assets.annotation import build_annotation_asset
+from assets.evaluation import build_evaluation_assets
+from assets.ingestion import build_ingestion_assets
+from assets.outputs import build_output_assets
+from labeling_pipeline.home import Environment
+from labeling_pipeline.plan import Plan, load_plan
+from resources.annotation_store import AnnotationStoreResource
+from resources.image_source import ImageSourceResource
+from resources.vision_model import VisionModelResource
+
+REPOSITORY = Path(__file__).resolve().parent
+
+
+def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
+    """Everything Dagster needs for one plan and one home.
+
+    Raises:
+        ConfigurationError: a model that the plan names does not exist or cannot do its task.
+    """
+    plan.with_model(environment.model).check_models()
+    return dg.Definitions(
+        assets=[
+            *build_ingestion_assets(plan),
+            *(build_annotation_asset(plan, entry) for entry in plan.entries),
+            *build_output_assets(plan),
+            *build_evaluation_assets(plan),
+        ],
+        resources={
+            "annotation_store": AnnotationStoreResource(home=str(environment.home.resolve())),
+            "image_source": ImageSourceResource(root=str(environment.images.resolve())),
+            "vision_model": VisionModelResource(model=environment.model, device=environment.device),
+        },
+        # One process, so that a model loads once a run.
+        executor=dg.in_process_executor,
+    )
+
+
+_environment = Environment.read(REPOSITORY)
+defs = build_definitions(load_plan(_environment.plan), _environment)

@@ -1,0 +1,110 @@
+"""A home: the folder of one dataset's state, and where the pipeline's settings come from."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from labeling_pipeline.errors import ConfigurationError, HomeError
+
+SAMPLE_HOME = Path(".labeling/sample")
+"""Home of the sample dataset, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where one dataset's store, results and Dagster instance lie."""
+
+    path: Path
+
+    @property
+    def store_path(self) -> Path:
+        """The DuckDB file."""
+        return self.path / "annotations.duckdb"
+
+    @property
+    def results(self) -> Path:
+        """Per class: JSON and pictures."""
+        return self.path / "auto_labeling_results"
+
+    @property
+    def reports(self) -> Path:
+        """Evaluation figures and the annotation report."""
+        return self.path / "reports"
+
+    @property
+    def dagster(self) -> Path:
+        """DAGSTER_HOME of this dataset."""
+        return self.path / "dagster"
+
+    def claim(self, image_root: Path) -> None:
+        """Bind this home to an image root on first use.
+
+        Raises:
+            HomeError: it belongs to another image root; names the fix.
+            ConfigurationError: the image root is no folder.
+        """
+        root = image_root.resolve()
+        if not root.is_dir():
+            raise ConfigurationError(
+                f"{image_root}: expected a folder of images, found "
+                f"{'a file' if image_root.exists() else 'nothing'}; set LABELING_IMAGES, or write "
+                "the sample dataset with `make demo`"
+            )
+        record = self.path / "home.json"
+        if record.is_file():
+            owner = json.loads(record.read_text(encoding="utf-8"))["image_root"]
+            if owner != str(root):
+                raise HomeError(
+                    f"{self.path} holds the labels of {owner}, not of {root}: choose another home "
+                    f"(LABELING_HOME), or delete {record} if the folder was moved"
+                )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = record.with_suffix(".new")
+        draft.write_text(json.dumps({"image_root": str(root)}), encoding="utf-8")
+        draft.rename(record)
+
+    def prepare_dagster(self, config: Path) -> Path:
+        """Make DAGSTER_HOME with our instance configuration; returns it."""
+        self.dagster.mkdir(parents=True, exist_ok=True)
+        target = self.dagster / "dagster.yaml"
+        if not target.exists() or target.read_bytes() != config.read_bytes():
+            shutil.copyfile(config, target)
+        return self.dagster.resolve()
+
+
+def home_for(image_root: Path, base: Path = Path(".labeling")) -> Home:
+    """The default home of an image root: ``<base>/<folder>-<hash of its path>``."""
+    root = image_root.resolve()
+    digest = hashlib.sha256(str(root).encode()).hexdigest()[:6]
+    return Home(base / f"{root.name or 'root'}-{digest}")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The LABELING_* variables; they beat the plan. ``None``: not set."""
+
+    home: Path
+    plan: Path
+    images: Path
+    model: str | None
+    device: str | None
+
+    @classmethod
+    def read(cls, repository: Path) -> "Environment":
+        """Relative defaults are taken from the repository, so that any working folder will do."""
+
+        def get(name: str) -> str | None:
+            return os.environ.get(f"LABELING_{name}") or None
+
+        home = Path(get("HOME") or repository / SAMPLE_HOME)
+        return cls(
+            home=home,
+            plan=Path(get("PLAN") or repository / "plans/sample.yaml"),
+            images=Path(get("IMAGES") or repository / SAMPLE_HOME / "dataset/images"),
+            model=get("MODEL"),
+            device=get("DEVICE"),
+        )

@@ -1,0 +1,463 @@
+"""The labeling loop: what is due -> batches -> model -> store.
+
+One class at a time. Its due images are read ahead in threads, asked in batches, and each batch is
+written in one transaction while the next one runs. A batch that fails is bisected until the image
+that breaks it stands alone; that image gets the outcome ``failed`` and the class goes on.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labeling_pipeline.annotations import Annotation, Generation, State
+from labeling_pipeline.errors import ConfigurationError, ImageError, ModelError
+from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.models.base import Model
+from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
+from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import due_images
+from labeling_pipeline.tasks import Request
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+_READ_AHEAD_BATCHES = 2
+
+
+@dataclass
+class ClassSummary:
+    """What one materialization of entry x class did.
+
+    states: outcomes of the class's own images by state, for what was asked in this run.
+    errors: image path -> why it failed. notes: what a person should know of, with the fix.
+    """
+
+    entry: str
+    class_slug: str
+    label: str
+    model_key: str
+    due: int = 0
+    generations: int = 0
+    tokens: int = 0
+    annotations: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+    states: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def models_of(plan: Plan) -> dict[str, Model]:
+    """Entry name -> its model; no weights are loaded."""
+    return {e.name: load_model(plan.model_of(e), plan.runtime) for e in plan.entries}
+
+
+def model_keys(plan: Plan) -> dict[str, str]:
+    """Entry name -> the model key that the plan asks for."""
+    return {name: model.model_key for name, model in models_of(plan).items()}
+
+
+def class_names(store: AnnotationStore) -> dict[str, str]:
+    """Slug -> display name of the classes that are not retired, in order of registration."""
+    rows = store.query(
+        "SELECT class, display_name FROM classes WHERE NOT retired ORDER BY class_number"
+    )
+    return dict(zip(rows["class"].to_pylist(), rows["display_name"].to_pylist(), strict=True))
+
+
+def label_class(
+    store: AnnotationStore,
+    plan: Plan,
+    entry: Entry,
+    class_slug: str,
+    image_root: Path,
+    run_id: str,
+    *,
+    force: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> ClassSummary:
+    """Ask what is due for one entry and class, and record everything that came of it.
+
+    force: ask again what is settled or held; every answer is a further attempt.
+
+    Raises:
+        ConfigurationError: no such class, or the model cannot do the task.
+        ModelError: the model could not be loaded, or failed on every single image.
+        StoreError: the store could not be written; everything written before stays.
+    """
+    started = time.perf_counter()
+    classes = class_names(store)
+    if class_slug not in classes:
+        raise ConfigurationError(
+            f"no class is called {class_slug!r}: expected one of {', '.join(classes) or 'none'}; "
+            "materialize raw_images to register new folders"
+        )
+    model = load_model(plan.model_of(entry), plan.runtime)
+    requests = entry_requests(entry, classes, model)
+    label = entry.label_for(classes[class_slug])
+    summary = ClassSummary(entry.name, class_slug, label, model.model_key)
+    if not entry.covers(classes[class_slug]):
+        summary.notes = (f"{entry.name} does not cover this class: nothing was asked",)
+        return summary
+    group = requests.group_of(class_slug)
+    if group is None:
+        _record_unsupported(store, model, summary, requests.unsupported[class_slug], run_id)
+    else:
+        loop = _Loop(store, model, entry, group, Path(image_root), run_id, summary)
+        loop.run(force, progress)
+        if summary.states[State.FAILED] == summary.due > 0:
+            path, error = next(iter(summary.errors.items()))
+            raise ModelError(f"all {summary.due} images failed; the first, {path}: {error}")
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def _record_unsupported(
+    store: AnnotationStore,
+    model: Model,
+    summary: ClassSummary,
+    unsupported: tuple[str, str],
+    run_id: str,
+) -> None:
+    """Settle every image of a class whose label must not be asked, without asking."""
+    label, reason = unsupported
+    request_hash = hashlib.sha256(json.dumps([summary.entry, label, reason]).encode()).hexdigest()
+    request_hash = request_hash[:16]
+    due = due_images(
+        store,
+        entry=summary.entry,
+        class_slug=summary.class_slug,
+        model_key=model.model_key,
+        request_hash=request_hash,
+    ).to_pylist()
+    summary.due = len(due)
+    summary.notes = (reason,)
+    rows = [
+        _outcome_row(
+            summary.entry,
+            model.model_key,
+            run_id,
+            item,
+            summary.class_slug,
+            label,
+            request_hash,
+            State.UNSUPPORTED,
+            error=reason,
+        )
+        for item in due
+    ]
+    summary.states[State.UNSUPPORTED] += len(rows)
+    if rows:
+        with store.transaction() as tx:
+            tx.insert("models", [_model_row(model)], replace=True)
+            tx.insert("outcomes", rows)
+
+
+class _Loop:
+    """One pass over the due images of one group."""
+
+    def __init__(
+        self,
+        store: AnnotationStore,
+        model: Model,
+        entry: Entry,
+        group: Group,
+        image_root: Path,
+        run_id: str,
+        summary: ClassSummary,
+    ) -> None:
+        self.store = store
+        self.model = model
+        self.entry = entry
+        self.group = group
+        self.image_root = image_root
+        self.run_id = run_id
+        self.summary = summary
+
+    def run(self, force: bool, progress: Progress) -> None:
+        due = due_images(
+            self.store,
+            entry=self.entry.name,
+            class_slug=self.summary.class_slug,
+            model_key=self.model.model_key,
+            request_hash=self.group.request_hash,
+            force=force,
+        ).to_pylist()
+        self.summary.due = len(due)
+        progress(0, len(due))
+        if not due:
+            return
+        done = 0
+        with ThreadPoolExecutor(1, "store-writer") as writer:
+            written: Future[None] | None = None
+            for items, images in self._read_ahead(due):
+                answers = self._answer(items, images)
+                if written is not None:
+                    written.result()
+                written = writer.submit(self._write, items, images, answers)
+                done += len(items)
+                progress(done, len(due))
+            if written is not None:
+                written.result()
+
+    def _read_ahead(
+        self, due: Sequence[dict]
+    ) -> Iterator[tuple[Sequence[dict], list[np.ndarray | ImageError]]]:
+        """Batches with their pixels, decoded ahead of the model."""
+        size = self.model.settings.batch_size
+        batches = [due[i : i + size] for i in range(0, len(due), size)]
+        with ThreadPoolExecutor(2, "image-reader") as readers:
+            waiting: deque[list[Future]] = deque()
+            ahead = iter(batches)
+
+            def submit_next() -> None:
+                batch = next(ahead, None)
+                if batch is not None:
+                    waiting.append([readers.submit(self._read, item) for item in batch])
+
+            for _ in range(_READ_AHEAD_BATCHES):
+                submit_next()
+            for batch in batches:
+                images = [future.result() for future in waiting.popleft()]
+                submit_next()
+                yield batch, images
+
+    def _read(self, item: dict) -> np.ndarray | ImageError:
+        try:
+            return read_image(self.image_root / item["path"])
+        except ImageError as error:
+            return error
+
+    def _answer(
+        self, items: Sequence[dict], images: Sequence[np.ndarray | ImageError]
+    ) -> list[Generation | Exception]:
+        """One answer or error for every image."""
+        answers: list[Generation | Exception] = [
+            image if isinstance(image, ImageError) else ModelError("not asked") for image in images
+        ]
+        readable = [i for i, image in enumerate(images) if not isinstance(image, ImageError)]
+        requests = [
+            Request(images[i], self.entry.task, self.group.labels, self.entry.skeleton)  # type: ignore[arg-type]
+            for i in readable
+        ]
+        for i, answer in zip(readable, ask(self.model, requests), strict=True):
+            answers[i] = answer
+        return answers
+
+    def _write(
+        self,
+        items: Sequence[dict],
+        images: Sequence[np.ndarray | ImageError],
+        answers: Sequence[Generation | Exception],
+    ) -> None:
+        generations: list[dict] = []
+        outcomes: list[dict] = []
+        annotations: list[dict] = []
+        for item, image, answer in zip(items, images, answers, strict=True):
+            if isinstance(answer, Exception) or isinstance(image, ImageError):
+                error = f"{type(answer).__name__}: {answer}"
+                self.summary.errors[item["path"]] = error
+                self.summary.states[State.FAILED] += 1
+                outcomes += [
+                    self._outcome(item, slug, label, State.FAILED, error=error)
+                    for slug, label in self.group.classes.items()
+                ]
+                continue
+            size_px = (image.shape[1], image.shape[0])
+            parsed = self.model.parse(
+                answer, self.entry.task, self.group.labels, size_px, self.entry.skeleton
+            )
+            generation_id = self._generation_id(item)
+            generations.append(self._generation_row(item, generation_id, answer))
+            found = [a for label in self.group.labels for a in parsed.labels[label].annotations]
+            annotations += [
+                _annotation_row(
+                    annotation,
+                    generation_id,
+                    item["image_id"],
+                    self.entry.name,
+                    self.model.parser_version,
+                    position,
+                )
+                for position, annotation in enumerate(found)
+            ]
+            for slug, label in self.group.classes.items():
+                said = parsed.labels[label]
+                outcomes.append(
+                    self._outcome(
+                        item,
+                        slug,
+                        label,
+                        said.state,
+                        presence=said.presence,
+                        generation_id=generation_id,
+                        dropped=len(parsed.dropped),
+                    )
+                )
+            own = parsed.labels[self.summary.label]
+            self.summary.states[own.state] += 1
+            self.summary.annotations += len(own.annotations)
+            self.summary.generations += 1
+            self.summary.tokens += len(answer.tokens)
+            self.summary.dropped += len(parsed.dropped)
+        with self.store.transaction() as tx:
+            tx.insert("models", [_model_row(self.model)], replace=True)
+            tx.insert("generations", generations)
+            tx.insert("outcomes", outcomes)
+            tx.insert("annotations", annotations)
+
+    def _generation_id(self, item: dict) -> str:
+        identity = [
+            item["image_id"],
+            self.group.request_hash,
+            self.model.model_key,
+            item["attempt"],
+        ]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+
+    def _outcome(self, item: dict, slug: str, label: str, state: State, **values: Any) -> dict:
+        return _outcome_row(
+            self.entry.name,
+            self.model.model_key,
+            self.run_id,
+            item,
+            slug,
+            label,
+            self.group.request_hash,
+            state,
+            **values,
+        )
+
+    def _generation_row(self, item: dict, generation_id: str, answer: Generation) -> dict:
+        return {
+            "generation_id": generation_id,
+            "image_id": item["image_id"],
+            "entry": self.entry.name,
+            "request_hash": self.group.request_hash,
+            "model_key": self.model.model_key,
+            "task": self.entry.task,
+            "labels": list(self.group.labels),
+            "prompt": answer.prompt,
+            "raw_text": answer.raw_text,
+            "tokens": list(answer.tokens),
+            "token_logprobs": list(answer.token_logprobs),
+            "token_window_mass": list(answer.token_window_mass),
+            "none_probs": list(answer.none_probs),
+            "finish_reason": answer.finish_reason,
+            "frame_width_px": answer.frame_size_px[0],
+            "frame_height_px": answer.frame_size_px[1],
+            "latency_s": answer.latency_s,
+            "attempt": item["attempt"],
+            "run_id": self.run_id,
+            "created_at": _now(),
+        }
+
+
+def ask(model: Model, requests: Sequence[Request]) -> list[Generation | Exception]:
+    """One answer or error for every request; a batch that fails is bisected.
+
+    Raises:
+        ModelError, ConfigurationError: nothing can be asked at all, so it is no image's fault.
+    """
+    if not requests:
+        return []
+    try:
+        return list(model.generate(requests))
+    except (ModelError, ConfigurationError):
+        raise
+    except Exception as error:  # whatever one image does to a model library
+        if len(requests) == 1:
+            return [error]
+        half = len(requests) // 2
+        return ask(model, requests[:half]) + ask(model, requests[half:])
+
+
+def _outcome_row(
+    entry: str,
+    model_key: str,
+    run_id: str,
+    item: dict,
+    slug: str,
+    label: str,
+    request_hash: str,
+    state: State,
+    *,
+    presence: float | None = None,
+    error: str | None = None,
+    generation_id: str | None = None,
+    dropped: int = 0,
+) -> dict:
+    return {
+        "image_id": item["image_id"],
+        "entry": entry,
+        "class": slug,
+        "model_key": model_key,
+        "attempt": item["attempt"],
+        "label": label,
+        "request_hash": request_hash,
+        "state": state,
+        "presence": presence,
+        "error": error,
+        "generation_id": generation_id,
+        "dropped": dropped,
+        "run_id": run_id,
+        "created_at": _now(),
+    }
+
+
+def _annotation_row(
+    annotation: Annotation,
+    generation_id: str,
+    image_id: str,
+    entry: str,
+    parser_version: int,
+    position: int,
+) -> dict:
+    x0, y0, x1, y1 = annotation.bbox or (None,) * 4
+    scores = annotation.token_scores
+    return {
+        "annotation_id": f"{generation_id}-{parser_version}-{position}",
+        "generation_id": generation_id,
+        "image_id": image_id,
+        "entry": entry,
+        "label": annotation.label,
+        "parser_version": parser_version,
+        "position": position,
+        "x0_px": x0,
+        "y0_px": y0,
+        "x1_px": x1,
+        "y1_px": y1,
+        "score": annotation.score,
+        "geometric_mean": scores.geometric_mean if scores else None,
+        "window_mass": scores.window_mass if scores else None,
+        "keypoints": [
+            {"name": k.name, "x_px": k.x_px, "y_px": k.y_px, "score": k.score}
+            for k in annotation.keypoints
+        ]
+        or None,
+    }
+
+
+def _model_row(model: Model) -> dict:
+    return {
+        "model_key": model.model_key,
+        "name": model.card.name,
+        "checkpoint": model.card.checkpoint,
+        "revision": str(model.parameters["revision"]),
+        "licence": model.card.licence,
+        "parameters": json.dumps(model.parameters, sort_keys=True),
+    }
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -1,0 +1,131 @@
+"""A model that answers from a script: real prompts, real answer format, real parsing, no weights.
+
+For tests that need a model's exact words, its failures or its slowness. The script is a JSON file,
+every key optional:
+
+    {"vocabulary": ["cat", "dog"],              default: open
+     "boxes": {"cat": [[100, 100, 500, 500]]},  label -> boxes in bins 0..999; the rest is absent
+     "raw_text": "...",                         the whole answer, instead of boxes
+     "finish_reason": "length",                 default: stop
+     "fail_size_px": [640, 480],                a batch with an image of this size raises
+     "delay_s": 0.5,                            what a batch takes
+     "log": "asked.jsonl"}                      every request is appended here, one line each
+"""
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labeling_pipeline.annotations import FinishReason, Generation
+from labeling_pipeline.models import rex_omni_protocol as protocol
+from labeling_pipeline.models.cards import ModelCard, ModelSettings, key_of
+from labeling_pipeline.models.rex_omni import RexOmni
+from labeling_pipeline.tasks import Request, Task
+
+_PIECES = re.compile(r"<\|[a-z_]+\|>|<\d{1,3}>|[^<]+|<")
+_PROBABILITY, _MASS = 0.8, 0.9
+_ANSWER_KEYS = ("boxes", "raw_text", "finish_reason")
+
+
+class ScriptedModel(RexOmni):
+    """Speaks Rex-Omni's protocol with words from a file."""
+
+    def __init__(self, card: ModelCard, settings: ModelSettings) -> None:
+        super().__init__(card, settings)
+        self.script: dict[str, Any] = json.loads(Path(card.checkpoint).read_text())
+        self.parameters |= {key: self.script.get(key) for key in _ANSWER_KEYS}
+        self.model_key = key_of(self.parameters)
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Answer from the script.
+
+        Raises:
+            RuntimeError: the script says that an image of this size breaks the batch.
+        """
+        time.sleep(self.script.get("delay_s", 0.0))
+        poison = self.script.get("fail_size_px")
+        for request in requests:
+            if poison is not None and list(request.size_px) == list(poison):
+                raise RuntimeError(f"scripted failure on an image of {poison} px")
+        if log := self.script.get("log"):
+            lines = [json.dumps({"size_px": r.size_px, "labels": r.labels}) for r in requests]
+            with Path(log).open("a") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        return [self._scripted(request) for request in requests]
+
+    def _scripted(self, request: Request) -> Generation:
+        text = self.script.get("raw_text")
+        if text is None:
+            text = _answer(request, self.script.get("boxes", {}))
+        return generation_of(
+            text,
+            request.size_px,
+            prompt=self.prompt(request.task, request.labels, request.skeleton),
+            finish_reason=FinishReason(self.script.get("finish_reason", FinishReason.STOP)),
+        )
+
+
+def generation_of(
+    text: str,
+    frame_size_px: tuple[int, int],
+    *,
+    prompt: str = "",
+    finish_reason: FinishReason = FinishReason.STOP,
+) -> Generation:
+    """An answer with this text, cut into tokens as a real vocabulary would cut coordinates.
+
+    Every token has probability 0.8 and every coordinate a window mass of 0.9; P(None) is 0.9 where
+    the answer says None and 0.1 elsewhere.
+    """
+    tokens = tuple(_PIECES.findall(text))
+    none_probs = [
+        0.9 if text.startswith(protocol.ABSENT, match.end()) else 0.1
+        for match in re.finditer(re.escape(protocol.BOX_START), text)
+    ]
+    return Generation(
+        prompt=prompt,
+        tokens=tokens,
+        token_logprobs=(math.log(_PROBABILITY),) * len(tokens),
+        token_window_mass=tuple(
+            _MASS if re.fullmatch(r"<\d{1,3}>", token) else math.nan for token in tokens
+        ),
+        none_probs=tuple(none_probs),
+        finish_reason=finish_reason,
+        frame_size_px=frame_size_px,
+        latency_s=0.0,
+    )
+
+
+def _answer(request: Request, boxes: Mapping[str, Sequence[Sequence[int]]]) -> str:
+    if request.task is Task.KEYPOINT:
+        points = request.skeleton.keypoints if request.skeleton else ()
+        instances = {
+            f"{label}{number}": {
+                "bbox": _spaced(box),
+                "keypoints": {name: _spaced(_centre(box)) for name in points},
+            }
+            for label in request.labels
+            for number, box in enumerate(boxes.get(label, ()), 1)
+        }
+        return f"```json\n{json.dumps(instances)}\n```"
+    parts = []
+    for label in request.labels:
+        runs = ["".join(f"<{b}>" for b in box) for box in boxes.get(label, ())]
+        body = ", ".join(runs) or protocol.ABSENT
+        parts.append(
+            f"{protocol.REF_START}{label}{protocol.REF_END}"
+            f"{protocol.BOX_START}{body}{protocol.BOX_END}"
+        )
+    return ", ".join(parts)
+
+
+def _centre(box: Sequence[int]) -> tuple[int, int]:
+    return (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+
+
+def _spaced(bins: Sequence[int]) -> str:
+    return " " + " ".join(f"<{b}>" for b in bins) + " "

@@ -1,0 +1,311 @@
+"""What can be said of a labeled dataset: action predictions, evaluations, counts.
+
+Reads the store and the plan's ground truth, hands both to the pure functions of ``evaluation``.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from labeling_pipeline.evaluation import plots
+from labeling_pipeline.evaluation.actions import (
+    ActionEvaluation,
+    evaluate_actions,
+    predict_actions,
+)
+from labeling_pipeline.evaluation.detection import (
+    DetectionEvaluation,
+    KeypointEvaluation,
+    evaluate_detection,
+    evaluate_keypoints,
+)
+from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.evaluation.report import (
+    ActionReport,
+    EntryDetection,
+    ModelUse,
+    Picture,
+    RejectedFile,
+    ReportData,
+    coverage_rows,
+    render_report,
+)
+from labeling_pipeline.home import Home
+from labeling_pipeline.inventory import report_files
+from labeling_pipeline.labeling import class_names, model_keys
+from labeling_pipeline.plan import Plan
+from labeling_pipeline.results import thresholds
+from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import current_annotations, current_outcomes
+from labeling_pipeline.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEYPOINT_METHOD = "keypoints"
+_BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
+
+
+@dataclass(frozen=True)
+class EntryEvaluation:
+    """How one entry's boxes, and keypoints if it has them, compare with the ground truth."""
+
+    boxes: DetectionEvaluation
+    keypoints: KeypointEvaluation | None
+
+
+def ground_truth_path(plan: Plan, image_root: Path) -> Path | None:
+    """Where the plan's ground truth lies, if it names any."""
+    return (image_root / plan.ground_truth).resolve() if plan.ground_truth else None
+
+
+def evaluate_entries(
+    store: AnnotationStore, plan: Plan, image_root: Path
+) -> dict[str, EntryEvaluation]:
+    """Entry -> evaluation over every asked label on every accepted image the truth covers.
+
+    An image whose asking failed counts as one where nothing was found; a label that was never
+    asked counts nowhere. Empty without ground truth.
+
+    Raises:
+        ConfigurationError: the plan names a ground truth that cannot be read.
+    """
+    path = ground_truth_path(plan, image_root)
+    if path is None:
+        return {}
+    truth = read_coco(path)
+    keys = model_keys(plan)
+    outcomes = current_outcomes(store, keys)
+    outcomes = outcomes[outcomes["state"] != "unsupported"]
+    annotations = current_annotations(store, keys, thresholds(plan))
+    annotations = annotations.drop_duplicates("annotation_id")
+    image_of = dict(zip(outcomes["path"], outcomes["image_id"], strict=True))
+    boxes = _with_image_ids(truth.boxes, image_of)
+    keypoints = _with_image_ids(truth.keypoints, image_of)
+    evaluations = {}
+    for entry in plan.entries:
+        of_entry = outcomes[outcomes["entry"] == entry.name]
+        asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
+        asked = asked[["image_id", "label"]].drop_duplicates()
+        predicted = annotations[annotations["entry"] == entry.name]
+        evaluations[entry.name] = EntryEvaluation(
+            boxes=evaluate_detection(predicted, boxes, asked),
+            keypoints=(
+                evaluate_keypoints(predicted, keypoints, asked)
+                if entry.task is Task.KEYPOINT
+                else None
+            ),
+        )
+    return evaluations
+
+
+def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
+    """Predict the action of every image of the action entry's classes from its keypoints.
+
+    Out of fold; the folder is the true action; near duplicates share a fold. Replaces what table
+    ``action_predictions`` held for this method. Returns the rows of ``predict_actions``; empty if
+    the plan has no keypoint entry.
+    """
+    entry = plan.action_entry()
+    if entry is None:
+        return pd.DataFrame(columns=["image_id", "true_action", "predicted_action", "reason"])
+    names = {slug: name for slug, name in class_names(store).items() if entry.covers(name)}
+    images = store.query(
+        'SELECT image_id, class, display_name AS true_action, coalesce(cluster, image_id) AS "group" '
+        "FROM class_images i "
+        "WHERE (SELECT class FROM files f WHERE f.path = i.path) = i.class ORDER BY path"
+    ).to_pandas()
+    images = images[images["class"].isin(list(names))]
+    people = current_annotations(store, model_keys(plan), thresholds(plan))
+    people = people[(people["entry"] == entry.name) & people["belongs"]]
+    best = people.sort_values("score", ascending=False).drop_duplicates("image_id")
+    best = best.assign(bbox=list(best[_BOX].to_numpy()))[["image_id", "keypoints", "bbox"]]
+    rows = images.merge(best, on="image_id", how="left")
+    rows = rows.astype({"keypoints": object, "bbox": object})
+    rows = rows.where(rows.notna(), None)
+    predictions = predict_actions(rows, folds=plan.actions.folds, seed=plan.actions.seed)
+    key = model_keys(plan)[entry.name]
+    with store.transaction() as tx:
+        tx.execute("DELETE FROM action_predictions WHERE method = $1", (KEYPOINT_METHOD,))
+        tx.insert(
+            "action_predictions",
+            [
+                {
+                    "image_id": row.image_id,
+                    "method": KEYPOINT_METHOD,
+                    "model_key": key,
+                    "true_action": row.true_action,
+                    "predicted_action": row.predicted_action,
+                    "probabilities": json.dumps(row.probabilities) if row.probabilities else None,
+                    "fold": None if pd.isna(row.fold) else int(row.fold),
+                }
+                for row in predictions.itertuples()
+            ],
+        )
+    return predictions
+
+
+def stored_action_predictions(store: AnnotationStore) -> pd.DataFrame:
+    """Table ``action_predictions`` with its probabilities as dicts and ``top_probability``."""
+    rows = store.query(
+        "SELECT * FROM action_predictions WHERE method = $1 ORDER BY image_id", (KEYPOINT_METHOD,)
+    ).to_pandas()
+    probabilities = [
+        json.loads(text) if isinstance(text, str) else None for text in rows["probabilities"]
+    ]
+    rows["probabilities"] = pd.Series(probabilities, index=rows.index, dtype=object)
+    rows["top_probability"] = [max(p.values()) if p else math.nan for p in probabilities]
+    return rows
+
+
+def evaluate_stored_actions(store: AnnotationStore) -> ActionEvaluation:
+    """How well the stored predictions tell the actions apart."""
+    return evaluate_actions(stored_action_predictions(store))
+
+
+def action_figures(predictions: pd.DataFrame, evaluation: ActionEvaluation) -> dict[str, bytes]:
+    """The four figures of human-action recognition: name -> PNG."""
+    figures: dict[str, Figure] = {
+        "confusion_matrix": plots.confusion_matrix(evaluation.confusion),
+        "class_scores": plots.class_scores(evaluation.per_class),
+        "top_probabilities": plots.top_probabilities(predictions),
+        "true_versus_predicted": plots.true_versus_predicted(predictions),
+    }
+    return {name: plots.png_bytes(figure) for name, figure in figures.items()}
+
+
+def detection_figures(entry: str, evaluation: DetectionEvaluation) -> dict[str, bytes]:
+    """Scores by label, and how well the score tells right boxes from wrong: name -> PNG."""
+    figures = {
+        f"{entry}_labels": plots.detection_labels(evaluation.per_label),
+        f"{entry}_box_scores": plots.box_scores(evaluation.matches),
+    }
+    return {name: plots.png_bytes(figure) for name, figure in figures.items()}
+
+
+def write_figures(folder: Path, figures: dict[str, bytes]) -> dict[str, Path]:
+    """Write PNG files; returns name -> path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.png" for name in figures}
+    for name, path in paths.items():
+        path.write_bytes(figures[name])
+    return paths
+
+
+def class_table(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
+    """One row per entry x class it covers, over the class's own images.
+
+    Columns: entry, class, display_name, label, images, annotations, mean_score, and a count for
+    each state that occurs.
+    """
+    keys = model_keys(plan)
+    outcomes = current_outcomes(store, keys)
+    outcomes = outcomes[outcomes["belongs"]]
+    annotations = current_annotations(store, keys, thresholds(plan))
+    annotations = annotations[annotations["belongs"]]
+    group = ["entry", "class"]
+    found = annotations.groupby(group).agg(
+        annotations=("annotation_id", "count"), mean_score=("score", "mean")
+    )
+    states = outcomes.groupby([*group, "state"]).size().unstack(fill_value=0)
+    names = outcomes.groupby(group).agg(
+        display_name=("display_name", "first"),
+        label=("label", "first"),
+        images=("image_id", "nunique"),
+    )
+    table = names.join(found).join(states).reset_index()
+    table["annotations"] = table["annotations"].fillna(0).astype(int)
+    order = {entry.name: position for position, entry in enumerate(plan.entries)}
+    return table.sort_values(
+        ["entry", "class"], key=lambda c: c.map(order) if c.name == "entry" else c
+    )
+
+
+def _with_image_ids(truths: pd.DataFrame, image_of: dict[str, str]) -> pd.DataFrame:
+    """Truths of the images we know, with their image_id."""
+    known = truths[truths["file_name"].isin(list(image_of))]
+    return known.assign(image_id=known["file_name"].map(image_of))
+
+
+def write_report(
+    store: AnnotationStore, plan: Plan, image_root: Path, home: Home, now: datetime
+) -> Path:
+    """Write ``report.html`` over everything; returns its path."""
+    evaluations = evaluate_entries(store, plan, image_root)
+    predictions = stored_action_predictions(store)
+    actions = evaluate_actions(predictions)
+    files = report_files(store)
+    data = ReportData(
+        title=f"Annotations of {image_root.name}",
+        generated_at=now,
+        image_root=str(image_root),
+        images=files.statuses.get("accepted", 0),
+        coverage=coverage_rows(class_table(store, plan)),
+        rejects=tuple(
+            RejectedFile(note.path, note.reason, note.detail or "") for note in files.not_accepted
+        ),
+        detection=tuple(
+            EntryDetection(
+                entry,
+                evaluation.boxes,
+                evaluation.keypoints,
+                _pictures(detection_figures(entry, evaluation.boxes)),
+            )
+            for entry, evaluation in evaluations.items()
+        ),
+        actions=(
+            ActionReport(actions, _pictures(action_figures(predictions, actions)))
+            if actions.images
+            else None
+        ),
+        examples=_examples(store, home),
+        models=_models_used(store, plan),
+        plan=Path(plan.source).read_text(encoding="utf-8") if Path(plan.source).is_file() else "",
+    )
+    path = home.reports / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_report(data), encoding="utf-8")
+    return path
+
+
+def _pictures(figures: dict[str, bytes]) -> tuple[Picture, ...]:
+    return tuple(
+        Picture(name.replace("_", " ").capitalize(), data) for name, data in figures.items()
+    )
+
+
+def _examples(store: AnnotationStore, home: Home) -> tuple[Picture, ...]:
+    """The first drawn picture of each class, of at most twelve classes."""
+    first = store.query(
+        "SELECT class, display_name, min(image_number) AS number FROM class_images "
+        "GROUP BY class, display_name, class ORDER BY display_name LIMIT 12"
+    ).to_pylist()
+    paths = {
+        row["display_name"]: home.results / row["class"] / f"vis_{row['number']}.jpg"
+        for row in first
+    }
+    return tuple(
+        Picture(name, path.read_bytes(), path.name) for name, path in paths.items() if path.exists()
+    )
+
+
+def _models_used(store: AnnotationStore, plan: Plan) -> tuple[ModelUse, ...]:
+    known = {row["model_key"]: row for row in store.query("SELECT * FROM models").to_pylist()}
+    return tuple(
+        ModelUse(
+            entry=entry,
+            name=row["name"],
+            checkpoint=row["checkpoint"],
+            revision=row["revision"],
+            licence=row["licence"],
+            model_key=key,
+            parameters=json.loads(row["parameters"]),
+        )
+        for entry, key in model_keys(plan).items()
+        if (row := known.get(key)) is not None
+    )

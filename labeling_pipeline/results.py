@@ -1,0 +1,142 @@
+"""What a class leaves in the home for people and other tools: JSON files and pictures."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from labeling_pipeline.annotations import Annotation, Keypoint
+from labeling_pipeline.drawing import contact_sheet, draw_annotations, write_jpeg
+from labeling_pipeline.export.class_json import (
+    build_box_document,
+    build_posture_document,
+    export_path,
+    write_class_json,
+)
+from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.labeling import Progress, class_names, model_keys
+from labeling_pipeline.plan import Entry, Plan
+from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import current_annotations
+from labeling_pipeline.tasks import Task
+
+_SHEET_IMAGES = 6
+_DRAWN = ".drawn.json"
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """files: path -> (images, annotations) of every JSON file of the class."""
+
+    files: dict[Path, tuple[int, int]]
+    written: int
+
+
+@dataclass(frozen=True)
+class DrawingSummary:
+    """sheet: (height, width, 3) uint8 RGB, the first pictures side by side; None without any."""
+
+    folder: Path
+    pictures: int
+    drawn: int
+    sheet: Any
+
+
+def covering_entries(plan: Plan, display_name: str) -> list[Entry]:
+    """The entries that label a class, in the plan's order."""
+    return [entry for entry in plan.entries if entry.covers(display_name)]
+
+
+def thresholds(plan: Plan) -> dict[str, float]:
+    """Entry -> lowest score that counts."""
+    return {entry.name: entry.threshold for entry in plan.entries}
+
+
+def export_class(
+    store: AnnotationStore, plan: Plan, class_slug: str, image_root: Path, results: Path
+) -> ExportSummary:
+    """Write the JSON files of one class; one that would not change is left alone."""
+    display_name = class_names(store)[class_slug]
+    images = _class_images(store, class_slug)
+    annotations = current_annotations(store, model_keys(plan), thresholds(plan), class_slug)
+    files: dict[Path, tuple[int, int]] = {}
+    written = 0
+    for position, entry in enumerate(covering_entries(plan, display_name)):
+        own = annotations[(annotations["entry"] == entry.name) & annotations["belongs"]]
+        if entry.task is Task.KEYPOINT:
+            document = build_posture_document(display_name, images, own, image_root)
+        else:
+            document = build_box_document(entry.task, display_name, images, own, image_root)
+        path = export_path(results, class_slug, entry.name, first=position == 0)
+        written += write_class_json(path, document)
+        files[path] = (len(document["images"]), len(document["annotations"]))
+    return ExportSummary(files, written)
+
+
+def draw_class(
+    store: AnnotationStore,
+    plan: Plan,
+    class_slug: str,
+    image_root: Path,
+    results: Path,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> DrawingSummary:
+    """Draw ``vis_<id>.jpg`` for every image of a class; what has not changed is left alone.
+
+    What each picture shows is remembered as a hash beside the pictures.
+    """
+    folder = results / class_slug
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = folder / _DRAWN
+    known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
+    images = _class_images(store, class_slug)
+    annotations = current_annotations(store, model_keys(plan), thresholds(plan), class_slug)
+    annotations = annotations[annotations["belongs"]]
+    by_image = dict(tuple(annotations.groupby("image_id")))
+    shown: dict[str, str] = {}
+    drawn = 0
+    for done, image in enumerate(images.itertuples(index=False), 1):
+        rows = by_image.get(image.image_id)
+        found = [] if rows is None else [annotation_of(row) for row in rows.itertuples()]
+        name = f"vis_{image.image_number}.jpg"
+        shown[name] = hashlib.sha256(repr((image.image_id, found)).encode()).hexdigest()[:16]
+        if known.get(name) != shown[name] or not (folder / name).exists():
+            picture = draw_annotations(
+                read_image(image_root / image.path), found, title=Path(image.path).name
+            )
+            write_jpeg(folder / name, picture)
+            drawn += 1
+        progress(done, len(images))
+    for name in known.keys() - shown.keys():
+        (folder / name).unlink(missing_ok=True)
+    memory.write_text(json.dumps(shown))
+    names = list(shown)[:_SHEET_IMAGES]
+    pictures = [read_image(folder / name) for name in names]
+    sheet = contact_sheet(pictures, names, columns=3) if pictures else None
+    return DrawingSummary(folder, len(shown), drawn, sheet)
+
+
+def annotation_of(row: Any) -> Annotation:
+    """A row of table ``annotations`` as a value."""
+    has_box = row.x0_px is not None and not pd.isna(row.x0_px)
+    points = row.keypoints if row.keypoints is not None else ()
+    if isinstance(points, float):
+        points = ()
+    return Annotation(
+        label=row.label,
+        bbox=(row.x0_px, row.y0_px, row.x1_px, row.y1_px) if has_box else None,
+        keypoints=tuple(Keypoint(p["name"], p["x_px"], p["y_px"], p["score"]) for p in points),
+        score=None if row.score is None or pd.isna(row.score) else float(row.score),
+    )
+
+
+def _class_images(store: AnnotationStore, class_slug: str) -> pd.DataFrame:
+    return store.query(
+        "SELECT image_id, image_number, path FROM class_images WHERE class = $1 "
+        "ORDER BY image_number",
+        (class_slug,),
+    ).to_pandas()

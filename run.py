@@ -1,0 +1,286 @@
+"""The pipeline without the UI: ``python run.py IMAGES [--plan P] [--class NAME]...``
+
+Runs the same assets in the home's own Dagster instance, so that the UI shows what ran. Exit code 1
+if a class failed; what failed and the command that re-runs it stand in the summary.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import dagster as dg
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from assets.partitions import CLASSES
+from assets.progress import LISTENERS
+from definitions import REPOSITORY, build_definitions
+from labeling_pipeline.errors import ConfigurationError, LabelingError
+from labeling_pipeline.home import Environment, Home, home_for
+from labeling_pipeline.inventory import report_files
+from labeling_pipeline.labeling import class_names
+from labeling_pipeline.plan import Plan, load_plan
+from labeling_pipeline.reporting import class_table, evaluate_entries, evaluate_stored_actions
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+DEFAULT_PLAN = REPOSITORY / "plans/objects.yaml"
+console = Console()
+
+
+@dataclass
+class Ran:
+    """What the runs of one call came to. failures: asset -> class (or "") -> reason."""
+
+    run_ids: list[str] = field(default_factory=list)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def main(
+    images: Annotated[Path, typer.Argument(help="folder of images, one sub-folder per class")],
+    plan: Annotated[Path | None, typer.Option(help="labeling plan (YAML)")] = None,
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", help="only this class; repeatable")
+    ] = None,
+) -> None:
+    """Ingest, label, draw, export and evaluate a folder of images."""
+    try:
+        failed = run(images, plan, class_ or [])
+    except LabelingError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    raise typer.Exit(1 if failed else 0)
+
+
+def run(images: Path, plan_path: Path | None, only: Sequence[str]) -> bool:
+    """Run everything and print the summary. Returns whether something failed."""
+    environment = Environment.read(REPOSITORY)
+    named_home = os.environ.get("LABELING_HOME")
+    home = Home(Path(named_home)) if named_home else home_for(images)
+    named_plan = os.environ.get("LABELING_PLAN")
+    plan_file = plan_path or (Path(named_plan) if named_plan else DEFAULT_PLAN)
+    plan = load_plan(plan_file)
+    environment = replace(environment, home=home.path, images=images, plan=plan_file)
+    definitions = build_definitions(plan, environment)
+    home.claim(images)
+    os.environ["DAGSTER_HOME"] = str(home.prepare_dagster(REPOSITORY / "dagster.yaml"))
+    effective = plan.with_model(environment.model, device=environment.device)
+    store = AnnotationStore(home.store_path)
+    with dg.DagsterInstance.get() as instance, _progress_bars():
+        ran = _run_assets(definitions, effective, store, instance, only)
+    _print_summary(ran, store, effective, images, home, plan_file)
+    return bool(ran.failures)
+
+
+def _run_assets(
+    definitions: dg.Definitions,
+    plan: Plan,
+    store: AnnotationStore,
+    instance: dg.DagsterInstance,
+    only: Sequence[str],
+) -> Ran:
+    """Stage by stage, so that a class that fails in one holds up no other class in the next."""
+    ran = Ran()
+
+    def materialize(names: Sequence[str], chunk: tuple[str, str] | None = None) -> None:
+        tags = {}
+        if chunk:
+            tags = {
+                "dagster/asset_partition_range_start": chunk[0],
+                "dagster/asset_partition_range_end": chunk[1],
+            }
+        result = dg.materialize(
+            list(definitions.assets or ()),  # type: ignore[arg-type]
+            selection=list(names),
+            instance=instance,
+            resources=dict(definitions.resources or {}),
+            tags=tags,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+        ran.run_ids.append(result.run_id)
+        _note_failures(ran, result, chunk)
+
+    materialize(["raw_images", "clean_images"])
+    if ran.failures:
+        return ran
+    for chunk in _chunks(instance, _slugs_of(store, only)):
+        for entry in plan.entries:
+            materialize([entry.asset], chunk)
+        materialize(["visualizations", "class_exports"], chunk)
+    materialize(["action_predictions", "har_evaluation", "detection_evaluation"])
+    materialize(["annotation_report"])
+    return ran
+
+
+def _slugs_of(store: AnnotationStore, only: Sequence[str]) -> set[str]:
+    """Slugs of the wanted classes, given as slugs or display names; all if none are."""
+    classes = class_names(store)
+    if not only:
+        return set(classes)
+    slug_of = {name: slug for slug, name in classes.items()} | {slug: slug for slug in classes}
+    unknown = [name for name in only if name not in slug_of]
+    if unknown:
+        raise ConfigurationError(
+            f"no class is called {', '.join(map(repr, unknown))}: expected some of "
+            f"{', '.join(classes.values())}"
+        )
+    return {slug_of[name] for name in only}
+
+
+def _chunks(instance: dg.DagsterInstance, wanted: set[str]) -> Iterator[tuple[str, str]]:
+    """Contiguous ranges in registration order: what one Dagster run can cover."""
+    chunk: list[str] = []
+    for slug in instance.get_dynamic_partitions(str(CLASSES.name)):
+        if slug in wanted:
+            chunk.append(slug)
+        elif chunk:
+            yield chunk[0], chunk[-1]
+            chunk = []
+    if chunk:
+        yield chunk[0], chunk[-1]
+
+
+def _note_failures(
+    ran: Ran, result: dg.ExecuteInProcessResult, chunk: tuple[str, str] | None
+) -> None:
+    for event in result.all_events:
+        if not event.is_step_failure:
+            continue
+        asset = event.step_key or "?"
+        data = event.step_failure_data
+        reasons: dict[str, str] = {}
+        if data.user_failure_data and "failed" in data.user_failure_data.metadata:
+            reasons = dict(data.user_failure_data.metadata["failed"].value)  # type: ignore[arg-type]
+        elif data.error:
+            cause = data.error.cause or data.error
+            reasons = {"": cause.message.strip()}
+        ran.failures.setdefault(asset, {}).update(reasons)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[None]:
+    """One bar per asset and class that does something."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+        known: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if total == 0:
+                return
+            if what not in known:
+                known[what] = bars.add_task(escape(what), total=total)
+            bars.update(known[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        LISTENERS.append(show)
+        try:
+            yield
+        finally:
+            LISTENERS.remove(show)
+
+
+def _print_summary(
+    ran: Ran, store: AnnotationStore, plan: Plan, images: Path, home: Home, plan_file: Path
+) -> None:
+    files = report_files(store)
+    statuses = ", ".join(f"{n} {status}" for status, n in files.statuses.items())
+    console.print(f"\n[bold]Images[/] {files.total} files: {statuses}")
+    if files.not_accepted:
+        table = Table("file", "status", "reason", "detail")
+        for note in files.not_accepted[:40]:
+            table.add_row(note.path, note.status, note.reason, note.detail or "")
+        console.print(table)
+        if len(files.not_accepted) > 40:
+            console.print(f"... and {len(files.not_accepted) - 40} more, in the report")
+    _print_classes(store, plan)
+    for entry, evaluation in evaluate_entries(store, plan, images).items():
+        boxes = evaluation.boxes
+        console.print(
+            f"[bold]{entry}[/] against the ground truth: F1 at IoU 0.5 "
+            f"[bold]{_ratio(boxes.overall.f1)}[/] ({boxes.overall.support} true boxes, "
+            f"{len(boxes.judged_images)} images)"
+        )
+        if evaluation.keypoints is not None:
+            console.print(f"[bold]{entry}[/] keypoints: PCK {_ratio(evaluation.keypoints.pck)}")
+    actions = evaluate_stored_actions(store)
+    if actions.images:
+        console.print(
+            f"[bold]Human-action recognition[/]: accuracy [bold]{_ratio(actions.accuracy_all)}[/] "
+            f"({actions.images} images, {actions.without_person} without a person)"
+        )
+    run_ids = ", ".join(f"'{run_id}'" for run_id in ran.run_ids)
+    count = store.query(f"SELECT count(*) AS n FROM generations WHERE run_id IN ({run_ids})")
+    console.print(f"[bold]Generations[/] in this run: {count['n'][0].as_py()}")
+    console.print(
+        f"\nPictures and JSON   {home.results}\nReport              {home.reports}/report.html\n"
+        f"Store               {home.store_path}\n"
+        f"In Dagster          LABELING_HOME={shlex.quote(str(home.path))} "
+        f"LABELING_IMAGES={shlex.quote(str(images))} LABELING_PLAN={shlex.quote(str(plan_file))} "
+        "make dev",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    _print_failures(ran, images, plan_file)
+
+
+def _print_classes(store: AnnotationStore, plan: Plan) -> None:
+    rows = class_table(store, plan)
+    if rows.empty:
+        return
+    plain = ["entry", "class", "display_name", "label", "images", "annotations", "mean_score"]
+    states = [column for column in rows.columns if column not in plain]
+    table = Table("entry", "class", "asked", "images", "annotations", "mean score", *states)
+    for row in rows.to_dict("records"):
+        table.add_row(
+            row["entry"],
+            row["display_name"],
+            row["label"],
+            str(row["images"]),
+            str(row["annotations"]),
+            _ratio(row["mean_score"]),
+            *(str(row[state]) for state in states),
+        )
+    console.print(table)
+    problems = store.query(
+        "SELECT DISTINCT state, error FROM outcomes WHERE error IS NOT NULL ORDER BY 1, 2 LIMIT 20"
+    )
+    for problem in problems.to_pylist():
+        console.print(f"[yellow]{problem['state']}[/]: ", end="")
+        console.print(problem["error"], markup=False, highlight=False)
+
+
+def _print_failures(ran: Ran, images: Path, plan_file: Path) -> None:
+    classes: dict[str, None] = {}
+    for asset, reasons in ran.failures.items():
+        for class_slug, reason in reasons.items():
+            console.print(f"[bold red]failed[/] {asset}[[{class_slug}]]" if class_slug else asset)
+            console.print(f"  {reason}", markup=False, highlight=False)
+            if class_slug:
+                classes[class_slug] = None
+    if ran.failures:
+        arguments = [str(images), "--plan", str(plan_file)]
+        for class_slug in classes:
+            arguments += ["--class", class_slug]
+        console.print(
+            f"Mend the cause, then: python run.py {shlex.join(arguments)}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "run.py"
+    typer.run(main)
