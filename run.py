@@ -64,7 +64,7 @@ def run(images: Path, plan_path: Path | None, only: Sequence[str]) -> bool:
     """Run everything and print the summary. Returns whether something failed."""
     environment = Environment.read(REPOSITORY)
     named_home = os.environ.get("LABELING_HOME")
-    home = Home(Path(named_home)) if named_home else home_for(images)
+    home = Home(Path(named_home)) if named_home else home_for(images, REPOSITORY / ".labeling")
     named_plan = os.environ.get("LABELING_PLAN")
     plan_file = plan_path or (Path(named_plan) if named_plan else DEFAULT_PLAN)
     plan = load_plan(plan_file)
@@ -211,7 +211,10 @@ def _print_summary(
         if evaluation.keypoints is not None:
             console.print(f"[bold]{entry}[/] keypoints: PCK {_ratio(evaluation.keypoints.pck)}")
     actions = evaluate_stored_actions(store)
-    if actions.images:
+    if actions.images and actions.accuracy_all is None:
+        reasons = "; ".join(f"{reason} ({n} images)" for reason, n in actions.reasons.items())
+        console.print(f"[bold]Human-action recognition[/]: not possible: {reasons}")
+    elif actions.images:
         console.print(
             f"[bold]Human-action recognition[/]: accuracy [bold]{_ratio(actions.accuracy_all)}[/] "
             f"({actions.images} images, {actions.without_person} without a person)"
@@ -223,7 +226,8 @@ def _print_summary(
         f"\nPictures and JSON   {home.results}\nReport              {home.reports}/report.html\n"
         f"Store               {home.store_path}\n"
         f"In Dagster          LABELING_HOME={shlex.quote(str(home.path))} "
-        f"LABELING_IMAGES={shlex.quote(str(images))} LABELING_PLAN={shlex.quote(str(plan_file))} "
+        f"LABELING_IMAGES={shlex.quote(str(images.resolve()))} "
+        f"LABELING_PLAN={shlex.quote(str(plan_file))} "
         "make dev",
         highlight=False,
         markup=False,

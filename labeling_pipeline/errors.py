@@ -1,16 +1,16 @@
 """Every error the library raises on purpose.
 
-    LabelingError
-    ├── ConfigurationError          what was asked for cannot work; retrying does not help
-    │   ├── PlanError               a plan that is not valid: names file, line, expected and got
-    │   ├── HomeError               a home that belongs to another image root
-    │   ├── UnknownModelError       a model name that resolves to nothing
-    │   └── MissingDependencyError  an optional package that this model needs
-    ├── ImageError                  one image that cannot be used; costs that image only
-    ├── ModelError                  a model that could not be loaded or could not answer
-    └── StoreError                  the annotation store
-        ├── StoreBusyError          another process holds the file; retried, then raised
-        └── StoreVersionError       a file written by a newer version of this package
+LabelingError
+├── ConfigurationError          what was asked for cannot work; retrying does not help
+│   ├── PlanError               a plan that is not valid: names file, line, expected and got
+│   ├── HomeError               a home that belongs to another image root
+│   ├── UnknownModelError       a model name that resolves to nothing
+│   └── MissingDependencyError  an optional package that this model needs
+├── ImageError                  one image that cannot be used; costs that image only
+├── ModelError                  a model that could not be loaded or could not answer
+└── StoreError                  the annotation store
+    ├── StoreBusyError          another process holds the file; retried, then raised
+    └── StoreVersionError       a file written by a newer version of this package
 """
 
 

@@ -191,11 +191,7 @@ def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
     if kind == "missing":
         return f"{source}:{line}: {where}: expected a value here, got none"
     if kind == "extra_forbidden":
-        model: type[BaseModel] = {"entries": Entry, "actions": Actions}.get(
-            str(location[0]) if len(location) > 1 else "", Plan
-        )
-        sections = {"cleaning": CleaningRules, "runtime": ModelSettings}
-        model = sections.get(str(location[0]), model) if len(location) > 1 else model
+        model: Any = _SECTIONS.get(str(location[0]), Plan) if len(location) > 1 else Plan
         known = ", ".join(name for name in model.model_fields if name != "source")
         return f"{source}:{line}: {where}: expected one of the keys {known}, got {location[-1]!r}"
     if kind == "value_error":
@@ -203,6 +199,14 @@ def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
     message = str(problem["msg"])
     message = message.removeprefix("Input should be ").replace("String should", "text that should")
     return f"{source}:{line}: {where}: expected {message}, got {got!r}"
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "entries": Entry,
+    "actions": Actions,
+    "cleaning": CleaningRules,
+    "runtime": ModelSettings,
+}
 
 
 def _line_of(root: yaml.Node | None, location: Sequence[str | int]) -> int:

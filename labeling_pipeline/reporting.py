@@ -113,12 +113,18 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
     """
     entry = plan.action_entry()
     if entry is None:
+        with store.transaction() as tx:
+            tx.execute("DELETE FROM action_predictions WHERE method = $1", (KEYPOINT_METHOD,))
         return pd.DataFrame(columns=["image_id", "true_action", "predicted_action", "reason"])
     names = {slug: name for slug, name in class_names(store).items() if entry.covers(name)}
+    # A file that lies in no class folder belongs to every class and has no true action.
     images = store.query(
-        'SELECT image_id, class, display_name AS true_action, coalesce(cluster, image_id) AS "group" '
-        "FROM class_images i "
-        "WHERE (SELECT class FROM files f WHERE f.path = i.path) = i.class ORDER BY path"
+        """
+        SELECT i.image_id, i.class, display_name AS true_action,
+               coalesce(cluster, i.image_id) AS "group"
+        FROM class_images i JOIN files f ON f.path = i.path AND f.class = i.class
+        ORDER BY i.path
+        """
     ).to_pandas()
     images = images[images["class"].isin(list(names))]
     people = current_annotations(store, model_keys(plan), thresholds(plan))
@@ -143,6 +149,7 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
                     "predicted_action": row.predicted_action,
                     "probabilities": json.dumps(row.probabilities) if row.probabilities else None,
                     "fold": None if pd.isna(row.fold) else int(row.fold),
+                    "reason": row.reason,
                 }
                 for row in predictions.itertuples()
             ],
@@ -260,12 +267,15 @@ def write_report(
         ),
         actions=(
             ActionReport(actions, _pictures(action_figures(predictions, actions)))
-            if actions.images
+            if actions.accuracy_all is not None
             else None
         ),
         examples=_examples(store, home),
         models=_models_used(store, plan),
         plan=Path(plan.source).read_text(encoding="utf-8") if Path(plan.source).is_file() else "",
+        absent={
+            "actions": f"Action recognition: {reason}." for reason in list(actions.reasons)[:1]
+        },
     )
     path = home.reports / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,8 @@ class ActionEvaluation:
     """How well actions were recognised.
 
     images, predicted, without_person: how many images there are, got an action, show no person.
-    accuracy_all: right ones among all images; without a prediction counts as wrong.
+    accuracy_all: right ones among all images that could be judged: an image without a person
+        counts as wrong, one that there was nothing to learn from does not count.
     accuracy_predicted: right ones among those that were predicted.
     macro_f1: mean of the classes' F1 over all images. All three are ``None`` if there is nothing
         to divide by.
@@ -205,12 +206,13 @@ def evaluate_actions(predictions: pd.DataFrame) -> ActionEvaluation:
         }
     )
     right = int((true_codes == predicted_codes).sum())
+    without_person = int((reasons == NO_PERSON).sum())
     f1_known = per_class["f1"].dropna()
     return ActionEvaluation(
         images=len(judged),
         predicted=int(got.sum()),
-        without_person=int((reasons == NO_PERSON).sum()),
-        accuracy_all=ratio(right, len(judged)),
+        without_person=without_person,
+        accuracy_all=ratio(right, int(got.sum()) + without_person),
         accuracy_predicted=ratio(right, int(got.sum())),
         macro_f1=float(f1_known.mean()) if len(f1_known) else None,
         per_class=per_class,

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils.logging import disable_progress_bar
 
 from labeling_pipeline.annotations import FinishReason, Generation
 from labeling_pipeline.errors import MissingDependencyError, ModelError
@@ -59,6 +60,8 @@ class RexOmniRuntime:
     """
 
     def __init__(self, card: ModelCard, settings: ModelSettings) -> None:
+        # Its bar would break into ours, for weights that load in milliseconds.
+        disable_progress_bar()
         self.card = card
         self.device = _choose_device(settings.device)
         source = {

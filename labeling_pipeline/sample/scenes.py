@@ -118,8 +118,8 @@ def draw_scene(
         kinds if kinds is not None else [None] * int(rng.integers(1, max_objects + 1))
     )
     objects: list[SceneObject] = []
-    for kind in wanted:
-        placed = _place(rng, kind, width_px, height_px, objects)
+    for wanted_kind in wanted:
+        placed = _place(rng, wanted_kind, width_px, height_px, objects)
         if placed is None:
             continue
         color = _contrasting_color(rng, base_color)
@@ -144,6 +144,7 @@ def _place(
     for _ in range(_PLACEMENT_TRIES):
         # A random kind is drawn anew in each try: what does not fit gives way to what does.
         chosen = kind if kind is not None else str(rng.choice([*SHAPES, "person"]))
+        candidate: SceneObject | None
         if chosen in SHAPES:
             candidate = _sized_shape(rng, chosen, scale_px, width_px, height_px)
         else:

@@ -8,7 +8,7 @@ readers open read-only and retry for a while, because a writer is gone in millis
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
@@ -23,7 +23,7 @@ _SCHEMA = Path(__file__).parent / "schema.sql"
 # Forward migrations: MIGRATIONS[n] takes a file from version n to n + 1.
 MIGRATIONS: dict[int, str] = {}
 
-Rows = pa.Table | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 
 
 class AnnotationStore:

@@ -125,9 +125,10 @@ CREATE TABLE action_predictions (
     method VARCHAR NOT NULL,
     model_key VARCHAR NOT NULL,
     true_action VARCHAR NOT NULL,
-    predicted_action VARCHAR,           -- NULL: no person was found
+    predicted_action VARCHAR,           -- NULL: there is no prediction
     probabilities JSON,
     fold INTEGER,
+    reason VARCHAR,                     -- why there is no prediction
     PRIMARY KEY (image_id, method, model_key)
 );
 
