@@ -48,8 +48,8 @@ REF_START, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
 BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
 ABSENT = "None"
 
-_COORDINATE = re.compile(r"<(\d{1,3})>")
-_BOX = re.compile(r"\s*(?:<\d{1,3}>\s*){4}")
+_COORDINATE = re.compile(r"<([0-9]{1,3})>")
+_BOX = re.compile(r"\s*(?:<[0-9]{1,3}>\s*){4}")
 _SEPARATOR = re.compile(r"[\s,]*")
 _FENCE = re.compile(r"```(?:json)?\s*")
 
@@ -146,7 +146,8 @@ class _Reader:
         self._token_at: dict[int, int] = {}
         position = 0
         for index, token in enumerate(generation.tokens):
-            self._token_at.setdefault(position, index)
+            # The last one wins: an empty token stands where the next one begins.
+            self._token_at[position] = index
             position += len(token)
 
     def asked(self, label: str) -> str | None:
@@ -210,27 +211,28 @@ def _read_detection(reader: _Reader) -> ParsedAnswer:
     position = 0
     while (start := text.find(REF_START, position)) >= 0:
         _note_stray(reader, text[position:start])
-        label_end = text.find(REF_END, start)
-        box_start = text.find(BOX_START, start)
+        # A segment ends where the next one begins: it never takes the boxes of its neighbour.
+        following = text.find(REF_START, start + len(REF_START))
+        limit = following if following >= 0 else len(text)
+        label_end = text.find(REF_END, start, limit)
+        box_start = text.find(BOX_START, start, limit)
         if label_end < 0 or box_start < label_end:
             reader.complete = False
-            following = text.find(REF_START, start + len(REF_START))
-            position = following if following >= 0 else len(text)
-            reader.drop("cut" if following < 0 and reader.cut else "garbled", text[start:position])
+            position = limit
+            is_cut = following < 0 and reader.cut
+            reader.drop("cut" if is_cut else "garbled", text[start:position])
             if label_end >= 0:
                 label = reader.asked(text[start + len(REF_START) : label_end])
                 if label is not None:
-                    reader.states.setdefault(
-                        label, State.TRUNCATED if reader.cut else State.UNPARSED
-                    )
+                    reader.states.setdefault(label, State.TRUNCATED if is_cut else State.UNPARSED)
             continue
         answered = text[start + len(REF_START) : label_end]
+        _note_stray(reader, text[label_end + len(REF_END) : box_start])
         body_start = box_start + len(BOX_START)
         nth = text.count(BOX_START, 0, box_start)
-        closing = text.find(BOX_END, body_start)
-        following = text.find(REF_START, body_start)
-        closed = closing >= 0 and (following < 0 or closing < following)
-        body_end = closing if closed else (following if following >= 0 else len(text))
+        closing = text.find(BOX_END, body_start, limit)
+        closed = closing >= 0
+        body_end = closing if closed else limit
         position = body_end + len(BOX_END) if closed else body_end
         label = reader.asked(answered)
         if label is None:
@@ -257,6 +259,9 @@ def _read_boxes(reader: _Reader, label: str, start: int, end: int, closed: bool)
             reader.states[label] = State.ABSENT
         return
     sound = closed
+    if closed and not text[start:end].strip():
+        sound = False
+        reader.drop("no_boxes", label)
     position = start
     while position < end:
         position = _SEPARATOR.match(text, position, end).end()  # type: ignore[union-attr]
@@ -306,7 +311,8 @@ def _read_keypoints(reader: _Reader) -> ParsedAnswer:
             name, after = decoder.raw_decode(text, position)
             colon = _skip_colon(text, after)
             value, end = decoder.raw_decode(text, colon)
-        except ValueError:
+        except (ValueError, RecursionError):
+            # Lists nested a thousand deep exhaust the decoder.
             break
         if not isinstance(name, str) or not isinstance(value, dict):
             reader.complete = False

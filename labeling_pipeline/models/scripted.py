@@ -26,7 +26,7 @@ from labeling_pipeline.models.cards import ModelCard, ModelSettings, key_of
 from labeling_pipeline.models.rex_omni import RexOmni
 from labeling_pipeline.tasks import Request, Task
 
-_PIECES = re.compile(r"<\|[a-z_]+\|>|<\d{1,3}>|[^<]+|<")
+_PIECES = re.compile(r"<\|[a-z_]+\|>|<[0-9]{1,3}>|[^<]+|<")
 _PROBABILITY, _MASS = 0.8, 0.9
 _ANSWER_KEYS = ("boxes", "raw_text", "finish_reason")
 
@@ -37,6 +37,8 @@ class ScriptedModel(RexOmni):
     def __init__(self, card: ModelCard, settings: ModelSettings) -> None:
         super().__init__(card, settings)
         self.script: dict[str, Any] = json.loads(Path(card.checkpoint).read_text())
+        # Where a script lies changes no answer.
+        self.parameters |= {"checkpoint": "script"}
         self.parameters |= {key: self.script.get(key) for key in _ANSWER_KEYS}
         self.model_key = key_of(self.parameters)
 
@@ -91,7 +93,7 @@ def generation_of(
         tokens=tokens,
         token_logprobs=(math.log(_PROBABILITY),) * len(tokens),
         token_window_mass=tuple(
-            _MASS if re.fullmatch(r"<\d{1,3}>", token) else math.nan for token in tokens
+            _MASS if re.fullmatch(r"<[0-9]{1,3}>", token) else math.nan for token in tokens
         ),
         none_probs=tuple(none_probs),
         finish_reason=finish_reason,
