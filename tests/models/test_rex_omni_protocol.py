@@ -1,0 +1,861 @@
+import dataclasses
+import json
+import math
+import re
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labeling_pipeline.annotations import (
+    Box,
+    FinishReason,
+    Generation,
+    Keypoint,
+    ParsedAnswer,
+    State,
+    TokenScores,
+)
+from labeling_pipeline.models.rex_omni_protocol import (
+    from_bin,
+    parse,
+    prompt,
+    to_bin,
+    why_unsupported,
+)
+from labeling_pipeline.models.scripted import generation_of
+from labeling_pipeline.tasks import PERSON, Task
+
+# On a frame of 999 x 999 px a bin is its own pixel.
+SIDE = 999
+SQUARE = (SIDE, SIDE)
+LABELS = ("person", "cat")
+
+
+def says(label: str, body: str) -> str:
+    """One segment of a detection answer, as published."""
+    return f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>{body}<|box_end|>"
+
+
+def detect(
+    text: str,
+    labels: tuple[str, ...] = LABELS,
+    *,
+    cut: bool = False,
+    frame: tuple[int, int] = SQUARE,
+    image: tuple[int, int] | None = None,
+) -> ParsedAnswer:
+    reason = FinishReason.LENGTH if cut else FinishReason.STOP
+    generation = generation_of(text, frame, finish_reason=reason)
+    return parse(generation, Task.DETECTION, labels, image or frame)
+
+
+def keypoints(
+    text: str,
+    labels: tuple[str, ...] = ("person",),
+    *,
+    cut: bool = False,
+    frame: tuple[int, int] = SQUARE,
+    image: tuple[int, int] | None = None,
+) -> ParsedAnswer:
+    reason = FinishReason.LENGTH if cut else FinishReason.STOP
+    generation = generation_of(text, frame, finish_reason=reason)
+    return parse(generation, Task.KEYPOINT, labels, image or frame, PERSON)
+
+
+def states(answer: ParsedAnswer) -> dict[str, str]:
+    return {label: str(said.state) for label, said in answer.labels.items()}
+
+
+def boxes(answer: ParsedAnswer) -> dict[str, list[Box | None]]:
+    """Label -> boxes, for labels that have any."""
+    return {
+        label: [a.bbox for a in said.annotations]
+        for label, said in answer.labels.items()
+        if said.annotations
+    }
+
+
+def reasons(answer: ParsedAnswer) -> list[str]:
+    """The short words before the colon."""
+    return [what.partition(":")[0] for what in answer.dropped]
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        pytest.param(
+            ("person",),
+            "Detect person. Output the bounding box coordinates in [x0, y0, x1, y1] format.",
+            id="one label",
+        ),
+        pytest.param(
+            ("person", "traffic light", "Katze"),
+            "Detect person, traffic light, Katze. "
+            "Output the bounding box coordinates in [x0, y0, x1, y1] format.",
+            id="several labels, in their order and case",
+        ),
+    ],
+)
+def test_the_detection_prompt_is_the_trained_one_to_the_byte(
+    labels: tuple[str, ...], expected: str
+):
+    assert prompt(Task.DETECTION, labels) == expected
+
+
+def test_the_keypoint_prompt_is_the_trained_one_to_the_byte():
+    assert prompt(Task.KEYPOINT, ("person",), PERSON) == (
+        "Can you detect each person in the image using a [x0, y0, x1, y1] box format, and then "
+        "provide the coordinates of its nose, left eye, right eye, left ear, right ear, left "
+        "shoulder, right shoulder, left elbow, right elbow, left wrist, right wrist, left hip, "
+        "right hip, left knee, right knee, left ankle, right ankle as [x0, y0]? "
+        "Output the answer in JSON format."
+    )
+
+
+def test_a_keypoint_prompt_without_a_skeleton_is_refused():
+    with pytest.raises(ValueError, match="skeleton"):
+        prompt(Task.KEYPOINT, ("person",))
+
+
+@pytest.mark.parametrize(
+    ("label", "word"),
+    [
+        pytest.param("cups, mugs", "comma", id="a comma splits the label"),
+        pytest.param("a<|im_end|>b", "control token", id="a control token"),
+    ],
+)
+def test_a_label_that_would_break_the_prompt_is_refused_with_the_fix(label: str, word: str):
+    reason = why_unsupported(label)
+    assert reason is not None
+    assert word in reason
+    assert repr(label) in reason
+    assert "ask" in reason
+
+
+@pytest.mark.parametrize("label", ["person", "traffic light", "Straßenbahn", "x < y", "50%"])
+def test_an_ordinary_label_may_be_asked(label: str):
+    assert why_unsupported(label) is None
+
+
+@pytest.mark.parametrize(
+    ("pixel", "size", "expected"),
+    [
+        pytest.param(0, 640, 0, id="left border"),
+        pytest.param(640, 640, 999, id="right border"),
+        pytest.param(320, 640, 499, id="the middle is rounded down"),
+        pytest.param(-5, 640, 0, id="left of the image"),
+        pytest.param(700, 640, 999, id="right of the image"),
+    ],
+)
+def test_a_pixel_becomes_the_bin_the_model_was_trained_with(pixel: int, size: int, expected: int):
+    assert to_bin(pixel, size) == expected
+
+
+@given(st.integers(0, 999), st.integers(1, 10_000))
+def test_a_bin_comes_back_from_its_own_pixel_within_one(value: int, size: int):
+    assert abs(to_bin(from_bin(value, size), size) - value) <= 1
+
+
+# Detection answers
+
+
+class Detection(NamedTuple):
+    """An answer to (person, cat) on a 999 x 999 image, and what must be read out of it."""
+
+    text: str
+    states: tuple[str, str]
+    boxes: dict[str, list[Box | None]] = {}  # noqa: RUF012
+    dropped: tuple[str, ...] = ()
+    complete: bool = True
+    cut: bool = False
+
+
+A, B = "<10><20><300><400>", "<500><600><700><800>"
+BOX_A, BOX_B = (10.0, 20.0, 300.0, 400.0), (500.0, 600.0, 700.0, 800.0)
+
+DETECTIONS = {
+    "one box each": Detection(
+        f"{says('person', A)}, {says('cat', B)}",
+        ("found", "found"),
+        {"person": [BOX_A], "cat": [BOX_B]},
+    ),
+    "several boxes of one label": Detection(
+        says("person", f"{A}, {B}") + ", " + says("cat", "None"),
+        ("found", "absent"),
+        {"person": [BOX_A, BOX_B]},
+    ),
+    "boxes of one label in two segments": Detection(
+        f"{says('person', A)}, {says('cat', 'None')}, {says('person', B)}",
+        ("found", "absent"),
+        {"person": [BOX_A, BOX_B]},
+    ),
+    "none of them": Detection(
+        f"{says('person', 'None')}, {says('cat', 'None')}", ("absent", "absent")
+    ),
+    "a label that is not mentioned": Detection(
+        says("person", A), ("found", "not_mentioned"), {"person": [BOX_A]}
+    ),
+    "labels in another case": Detection(
+        f"{says('Person', A)}, {says('CAT', 'None')}",
+        ("found", "absent"),
+        {"person": [BOX_A]},
+    ),
+    "a label that was not asked": Detection(
+        f"{says('dog', B)}, {says('person', A)}, {says('cat', 'None')}",
+        ("found", "absent"),
+        {"person": [BOX_A]},
+        ("not_asked",),
+    ),
+    "corners in the other order": Detection(
+        f"{says('person', '<300><400><10><20>')}, {says('cat', '<700><600><500><800>')}",
+        ("found", "found"),
+        {"person": [BOX_A], "cat": [BOX_B]},
+    ),
+    "three numbers are no box": Detection(
+        f"{says('person', '<10><20><300>')}, {says('cat', B)}",
+        ("unparsed", "found"),
+        {"cat": [BOX_B]},
+        ("half_box",),
+        complete=False,
+    ),
+    "five numbers are no box": Detection(
+        f"{says('person', A + '<5>')}, {says('cat', B)}",
+        ("unparsed", "found"),
+        {"cat": [BOX_B]},
+        ("half_box",),
+        complete=False,
+    ),
+    "a half box leaves the whole ones": Detection(
+        f"{says('person', f'{A}, <7><8>, {B}')}, {says('cat', 'None')}",
+        ("unparsed", "absent"),
+        {"person": [BOX_A, BOX_B]},
+        ("half_box",),
+        complete=False,
+    ),
+    "four digits are no bin": Detection(
+        f"{says('person', '<1000><20><300><400>')}, {says('cat', 'None')}",
+        ("unparsed", "absent"),
+        dropped=("half_box",),
+        complete=False,
+    ),
+    "digits of another script are no bin": Detection(
+        f"{says('person', '<١><٢><٣><٤>')}, {says('cat', 'None')}",
+        ("unparsed", "absent"),
+        dropped=("half_box",),
+        complete=False,
+    ),
+    "a box without area": Detection(
+        f"{says('person', '<10><20><10><400>')}, {says('cat', B)}",
+        ("unparsed", "found"),
+        {"cat": [BOX_B]},
+        ("empty_box",),
+    ),
+    "cut inside a box": Detection(
+        f"{says('person', A)}, <|object_ref_start|>cat<|object_ref_end|><|box_start|>{B}, <1><2",
+        ("found", "truncated"),
+        {"person": [BOX_A], "cat": [BOX_B]},
+        ("half_box",),
+        complete=False,
+        cut=True,
+    ),
+    "cut between two boxes": Detection(
+        f"<|object_ref_start|>person<|object_ref_end|><|box_start|>{A}, ",
+        ("truncated", "truncated"),
+        {"person": [BOX_A]},
+        complete=False,
+        cut=True,
+    ),
+    "cut inside a label": Detection(
+        f"{says('person', A)}, <|object_ref_start|>ca",
+        ("found", "truncated"),
+        {"person": [BOX_A]},
+        ("cut",),
+        complete=False,
+        cut=True,
+    ),
+    "cut after a whole segment": Detection(
+        says("person", A),
+        ("found", "truncated"),
+        {"person": [BOX_A]},
+        complete=False,
+        cut=True,
+    ),
+    "no box end before the next label": Detection(
+        "<|object_ref_start|>person<|object_ref_end|><|box_start|>" + A + ", " + says("cat", B),
+        ("unparsed", "found"),
+        {"person": [BOX_A], "cat": [BOX_B]},
+        complete=False,
+    ),
+    "no box end at the end": Detection(
+        says("cat", B) + ", <|object_ref_start|>person<|object_ref_end|><|box_start|>" + A,
+        ("unparsed", "found"),
+        {"person": [BOX_A], "cat": [BOX_B]},
+        complete=False,
+    ),
+    "a label without boxes does not take those of the next": Detection(
+        "<|object_ref_start|>person<|object_ref_end|>, " + says("cat", B),
+        ("unparsed", "found"),
+        {"cat": [BOX_B]},
+        ("garbled",),
+        complete=False,
+    ),
+    "a label that never ends does not swallow the next": Detection(
+        "<|object_ref_start|>person" + says("cat", B),
+        ("unparsed", "found"),
+        {"cat": [BOX_B]},
+        ("garbled",),
+        complete=False,
+    ),
+    "words between label and boxes": Detection(
+        "<|object_ref_start|>person<|object_ref_end|> two of them "
+        f"<|box_start|>{A}<|box_end|>, {says('cat', 'None')}",
+        ("found", "absent"),
+        {"person": [BOX_A]},
+        ("stray",),
+        complete=False,
+    ),
+    "garbage after the answer": Detection(
+        says("person", A) + " and so on",
+        ("found", "unparsed"),
+        {"person": [BOX_A]},
+        ("stray",),
+        complete=False,
+    ),
+    "garbage before the answer": Detection(
+        "Sure! " + says("person", A),
+        ("found", "unparsed"),
+        {"person": [BOX_A]},
+        ("stray",),
+        complete=False,
+    ),
+    "a full stop is no garbage": Detection(
+        f"{says('person', A)}, {says('cat', 'None')}.\n", ("found", "absent"), {"person": [BOX_A]}
+    ),
+    "pure prose": Detection(
+        "There is a person on the left.",
+        ("unparsed", "unparsed"),
+        dropped=("stray",),
+        complete=False,
+    ),
+    "prose that is cut": Detection(
+        "There is a per",
+        ("truncated", "truncated"),
+        dropped=("stray",),
+        complete=False,
+        cut=True,
+    ),
+    "nothing at all": Detection("", ("not_mentioned", "not_mentioned")),
+}
+
+
+@pytest.mark.parametrize("case", DETECTIONS.values(), ids=DETECTIONS.keys())
+def test_a_detection_answer_is_read_as_it_stands(case: Detection):
+    answer = detect(case.text, cut=case.cut)
+    assert states(answer) == dict(zip(LABELS, case.states, strict=True))
+    assert boxes(answer) == {
+        label: [pytest.approx(box) for box in found] for label, found in case.boxes.items()
+    }
+    assert reasons(answer) == list(case.dropped)
+    assert answer.complete == case.complete
+
+
+def test_a_segment_without_a_body_is_unparsed_and_noted():
+    answer = detect(f"{says('person', '')}, {says('cat', 'None')}")
+    assert states(answer) == {"person": "unparsed", "cat": "absent"}
+    assert not answer.complete
+    assert len(answer.dropped) == 1
+
+
+def test_what_is_dropped_says_what_it_was():
+    answer = detect(says("zebra", "<1><2><3><4>"))
+    assert answer.dropped == ("not_asked: zebra: <1><2><3><4>",)
+
+
+def test_two_asked_labels_that_differ_only_in_case_stay_apart():
+    answer = detect(f"{says('Polish', A)}, {says('polish', 'None')}", ("polish", "Polish"))
+    assert states(answer) == {"polish": "absent", "Polish": "found"}
+
+
+class Padding(NamedTuple):
+    image: tuple[int, int]
+    body: str
+    expected: list[Box | None]
+    dropped: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            Padding((999, 400), "<10><20><300><390>", [(10, 20, 300, 390)]), id="in the image"
+        ),
+        pytest.param(
+            Padding((999, 400), "<10><20><300><900>", [(10, 20, 300, 400)]),
+            id="cut at the lower border",
+        ),
+        pytest.param(
+            Padding((400, 999), "<390><20><900><500>", [(390, 20, 400, 500)]),
+            id="cut at the right border",
+        ),
+        pytest.param(
+            Padding((999, 400), "<10><401><300><900>", [], ("empty_box",)),
+            id="wholly in the padding below",
+        ),
+        pytest.param(
+            Padding((400, 999), "<400><10><700><900>", [], ("empty_box",)),
+            id="in the padding to the right, touching the image",
+        ),
+        pytest.param(
+            Padding((999, 400), f"<0><500><9><600>, {A}", [BOX_A], ("empty_box",)),
+            id="one in the padding, one in the image",
+        ),
+    ],
+)
+def test_a_box_in_a_padded_frame_is_cut_at_the_image(case: Padding):
+    answer = detect(says("person", case.body), ("person",), frame=SQUARE, image=case.image)
+    assert boxes(answer).get("person", []) == [pytest.approx(box) for box in case.expected]
+    assert reasons(answer) == list(case.dropped)
+    assert answer.labels["person"].state == (State.FOUND if case.expected else State.UNPARSED)
+
+
+def test_coordinates_are_relative_to_the_frame_in_both_axes():
+    answer = detect(says("person", "<0><111><999><999>"), ("person",), frame=(1920, 1080))
+    assert answer.labels["person"].annotations[0].bbox == pytest.approx((0, 120, 1920, 1080))
+
+
+# Scores
+
+
+def with_none_probs(text: str, *probs: float) -> Generation:
+    return dataclasses.replace(generation_of(text, SQUARE), none_probs=probs)
+
+
+@pytest.mark.parametrize(
+    ("text", "probs", "expected"),
+    [
+        pytest.param(
+            f"{says('person', A)}, {says('cat', 'None')}",
+            (0.25, 0.75),
+            {"person": 0.75, "cat": 0.25},
+            id="one for each label",
+        ),
+        pytest.param(
+            f"{says('dog', B)}, {says('cat', 'None')}",
+            (0.5, 0.75),
+            {"person": None, "cat": 0.25},
+            id="a label not asked has one of its own",
+        ),
+        pytest.param(
+            "<|object_ref_start|>person<|box_start|><1><2>" + says("cat", B),
+            (0.5, 0.125),
+            {"person": None, "cat": 0.875},
+            id="after a garbled segment with a box start",
+        ),
+        pytest.param(
+            "<|object_ref_start|>person<|object_ref_end|>, " + says("cat", B),
+            (0.125,),
+            {"person": None, "cat": 0.875},
+            id="after a garbled segment without a box start",
+        ),
+        pytest.param(
+            f"{says('person', A)}, {says('person', B)}, {says('cat', 'None')}",
+            (0.25, 0.5, 0.75),
+            {"person": 0.75, "cat": 0.25},
+            id="the first segment of a label counts",
+        ),
+        pytest.param(
+            f"{says('person', A)}, <|object_ref_start|>cat<|object_ref_end|><|box_start|>",
+            (0.25,),
+            {"person": 0.75, "cat": None},
+            id="cut right after a box start",
+        ),
+    ],
+)
+def test_presence_is_one_minus_the_probability_of_none(
+    text: str, probs: tuple[float, ...], expected: dict[str, float | None]
+):
+    answer = parse(with_none_probs(text, *probs), Task.DETECTION, LABELS, SQUARE)
+    assert {label: said.presence for label, said in answer.labels.items()} == expected
+
+
+def test_a_score_is_measured_from_the_tokens_of_its_own_box():
+    generation = generation_of(says("person", f"{A}, {B}"), SQUARE)
+    at = [i for i, token in enumerate(generation.tokens) if re.fullmatch(r"<\d+>", token)]
+    logprobs, masses = list(generation.token_logprobs), list(generation.token_window_mass)
+    for index, (probability, mass) in zip(
+        at, [(0.1, 0.5), (0.2, 0.6), (0.3, 0.7), (0.4, 0.8)] + [(1.0, 1.0)] * 4, strict=True
+    ):
+        logprobs[index], masses[index] = math.log(probability), mass
+    measured = dataclasses.replace(
+        generation, token_logprobs=tuple(logprobs), token_window_mass=tuple(masses)
+    )
+    first, second = (
+        parse(measured, Task.DETECTION, ("person",), SQUARE).labels["person"].annotations
+    )
+    assert first.token_scores is not None
+    assert first.token_scores.geometric_mean == pytest.approx((0.1 * 0.2 * 0.3 * 0.4) ** 0.25)
+    assert first.token_scores.window_mass == pytest.approx((0.5 * 0.6 * 0.7 * 0.8) ** 0.25)
+    assert first.score == first.token_scores.window_mass
+    assert second.token_scores == TokenScores(pytest.approx(1.0), pytest.approx(1.0))
+
+
+def test_coordinates_not_generated_as_tokens_have_no_score():
+    generation = generation_of(says("person", A), SQUARE)
+    whole = dataclasses.replace(
+        generation,
+        tokens=(generation.raw_text,),
+        token_logprobs=(-0.1,),
+        token_window_mass=(math.nan,),
+    )
+    (annotation,) = parse(whole, Task.DETECTION, ("person",), SQUARE).labels["person"].annotations
+    assert annotation.bbox == pytest.approx(BOX_A)
+    assert (annotation.score, annotation.token_scores) == (None, None)
+
+
+def test_a_token_without_text_does_not_cost_its_neighbour_the_score():
+    generation = generation_of(says("person", A), SQUARE)
+    first = generation.tokens.index("<10>")
+
+    def with_one_more(values: tuple, value: object) -> tuple:
+        return (*values[:first], value, *values[first:])
+
+    padded = dataclasses.replace(
+        generation,
+        tokens=with_one_more(generation.tokens, ""),
+        token_logprobs=with_one_more(generation.token_logprobs, -1.0),
+        token_window_mass=with_one_more(generation.token_window_mass, math.nan),
+    )
+    (annotation,) = parse(padded, Task.DETECTION, ("person",), SQUARE).labels["person"].annotations
+    assert annotation.score == pytest.approx(0.9)
+
+
+# Keypoint answers
+
+NOSE = '"nose": " <540> <351> "'
+
+
+def person(number: int, bbox: str = " <10> <20> <300> <400> ", points: str = NOSE) -> str:
+    return f'"person{number}": {{"bbox": "{bbox}", "keypoints": {{{points}}}}}'
+
+
+def fenced(body: str) -> str:
+    return f"```json\n{body}\n```"
+
+
+class Pose(NamedTuple):
+    """An answer to (person) on a 999 x 999 image; boxes are those of the persons."""
+
+    text: str
+    state: str
+    boxes: list[Box | None] = []  # noqa: RUF012
+    dropped: tuple[str, ...] = ()
+    complete: bool = True
+    cut: bool = False
+
+
+POSES = {
+    "fenced": Pose(fenced("{" + person(1) + "}"), "found", [BOX_A]),
+    "without a fence": Pose("{" + person(1) + "}", "found", [BOX_A]),
+    "a fence without a language": Pose("```\n{" + person(1) + "}\n```", "found", [BOX_A]),
+    "two people": Pose(
+        fenced("{" + person(1) + ", " + person(2, "<500> <600> <700> <800>") + "}"),
+        "found",
+        [BOX_A, BOX_B],
+    ),
+    "an instance called by the label alone": Pose(
+        '{"person": {"bbox": "<10> <20> <300> <400>", "keypoints": {}}}', "found", [BOX_A]
+    ),
+    "an instance in another case": Pose(
+        '{"Person 1": {"bbox": "<10> <20> <300> <400>", "keypoints": {}}}', "found", [BOX_A]
+    ),
+    "nobody there": Pose("{}", "absent"),
+    "nobody there, fenced": Pose(fenced("{}"), "absent"),
+    "cut inside the second person": Pose(
+        fenced("{" + person(1) + ", " + person(2))[:-40],
+        "truncated",
+        [BOX_A],
+        ("cut",),
+        complete=False,
+        cut=True,
+    ),
+    "cut between two people": Pose(
+        "```json\n{" + person(1) + ", ", "truncated", [BOX_A], complete=False, cut=True
+    ),
+    "cut before the first brace": Pose(
+        "```json\n", "truncated", dropped=("stray",), complete=False, cut=True
+    ),
+    "unclosed though the model stopped": Pose("{" + person(1), "unparsed", [BOX_A], complete=False),
+    "a box of three numbers": Pose(
+        "{" + person(1, "<10> <20> <300>") + ", " + person(2, "<500> <600> <700> <800>") + "}",
+        "found",
+        [BOX_B],
+        ("half_box",),
+        complete=False,
+    ),
+    "only a wrong box": Pose(
+        "{" + person(1, "somewhere") + "}", "unparsed", dropped=("half_box",), complete=False
+    ),
+    "a box as a list of numbers": Pose(
+        '{"person1": {"bbox": [10, 20, 300, 400], "keypoints": {}}}',
+        "unparsed",
+        dropped=("half_box",),
+        complete=False,
+    ),
+    "no box": Pose(
+        '{"person1": {"keypoints": {' + NOSE + "}}}",
+        "unparsed",
+        dropped=("half_box",),
+        complete=False,
+    ),
+    "an instance that was not asked": Pose(
+        '{"dog1": {"bbox": "<1> <2> <3> <4>", "keypoints": {}}, ' + person(1) + "}",
+        "found",
+        [BOX_A],
+        ("not_asked",),
+    ),
+    "only instances that were not asked": Pose(
+        '{"dog1": {"bbox": "<1> <2> <3> <4>", "keypoints": {}}}', "absent", dropped=("not_asked",)
+    ),
+    "an instance that is no object": Pose(
+        '{"person1": "<10> <20> <300> <400>", ' + person(2) + "}",
+        "found",
+        [BOX_A],
+        ("garbled",),
+        complete=False,
+    ),
+    "a quoted copy of a box inside a string": Pose(
+        '{"person1": {"note": "\\"bbox\\": \\"<1> <2> <3> <4>\\"", '
+        '"bbox": " <10> <20> <300> <400> ", "keypoints": {' + NOSE + "}}}",
+        "found",
+        [BOX_A],
+    ),
+    "a quote that ends a string early": Pose(
+        '{"person1": {"bbox": " "<10> <20> <300> <400> " "}}',
+        "unparsed",
+        dropped=("garbled",),
+        complete=False,
+    ),
+    "words after the JSON": Pose(
+        fenced("{" + person(1) + "}") + "\nThat is all of them",
+        "found",
+        [BOX_A],
+        ("stray",),
+        complete=False,
+    ),
+    "prose": Pose("I see nobody.", "unparsed", dropped=("stray",), complete=False),
+    "nothing at all": Pose("", "unparsed", complete=False),
+    "a list": Pose("[1, 2]", "unparsed", dropped=("stray",), complete=False),
+    "lists nested too deep for the decoder": Pose(
+        '{"person1": ' + "[" * 100_000, "unparsed", dropped=("garbled",), complete=False
+    ),
+    "a number too long for the decoder": Pose(
+        '{"person1": ' + "9" * 5_000 + "}", "unparsed", dropped=("garbled",), complete=False
+    ),
+}
+
+
+@pytest.mark.parametrize("case", POSES.values(), ids=POSES.keys())
+def test_a_keypoint_answer_is_read_as_it_stands(case: Pose):
+    answer = keypoints(case.text, cut=case.cut)
+    assert states(answer) == {"person": case.state}
+    assert [a.bbox for a in answer.labels["person"].annotations] == [
+        pytest.approx(box) for box in case.boxes
+    ]
+    assert reasons(answer) == list(case.dropped)
+    assert answer.complete == case.complete
+
+
+def test_every_keypoint_of_the_skeleton_is_there_in_its_order():
+    points = f'{NOSE}, "left eye": "unvisible", "right ankle": "<1> <2>", "tail": "<3> <4>"'
+    answer = keypoints("{" + person(1, points=points) + "}")
+    (found,) = answer.labels["person"].annotations
+    assert tuple(k.name for k in found.keypoints) == PERSON.keypoints
+    placed = {k.name: k for k in found.keypoints if k.x_px is not None}
+    assert placed == {
+        "nose": Keypoint("nose", pytest.approx(540), pytest.approx(351), score=pytest.approx(0.9)),
+        "right ankle": Keypoint(
+            "right ankle", pytest.approx(1), pytest.approx(2), score=pytest.approx(0.9)
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "dropped"),
+    [
+        pytest.param('"unvisible"', [], id="called invisible"),
+        pytest.param('"<540>"', ["half_point"], id="one number"),
+        pytest.param('"<540> <1> <2>"', ["half_point"], id="three numbers"),
+        pytest.param("[540, 1]", [], id="a list"),
+        pytest.param('"<10> <800>"', ["outside_image"], id="in the padding"),
+    ],
+)
+def test_a_keypoint_without_a_place_has_none(value: str, dropped: list[str]):
+    text = "{" + person(1, points=f'"nose": {value}') + "}"
+    answer = keypoints(text, frame=SQUARE, image=(SIDE, 600))
+    (found,) = answer.labels["person"].annotations
+    assert found.keypoints[0] == Keypoint("nose", None, None, None)
+    assert reasons(answer) == dropped
+
+
+def test_left_eye_is_not_read_as_eye_nor_from_the_next_person():
+    text = "{" + person(1, points="") + ", " + person(2, points='"left eye": "<5> <6>"') + "}"
+    first, second = keypoints(text).labels["person"].annotations
+    assert all(k.x_px is None for k in first.keypoints)
+    assert [k.name for k in second.keypoints if k.x_px is not None] == ["left eye"]
+
+
+# Properties
+
+FRAGMENTS = [
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|im_end|>",
+    *LABELS,
+    "Person",
+    "dog",
+    "None",
+    ", ",
+    " ",
+    "\n",
+    "<",
+    ">",
+    "<1000>",
+    "<٣>",
+    "```json\n",
+    "```",
+    "{",
+    "}",
+    "[",
+    '"',
+    "\\",
+    ": ",
+    '"bbox"',
+    '"keypoints"',
+    '"nose"',
+    '"person1": ',
+    '"unvisible"',
+    "NaN",
+    "\ud800",
+]
+coordinates = st.integers(0, 999).map("<{}>".format)
+box_texts = st.lists(coordinates, min_size=3, max_size=5).map("".join)
+spaced_texts = st.lists(coordinates, min_size=1, max_size=5).map(" ".join)
+segments = st.builds(
+    says, st.sampled_from([*LABELS, "CAT", "dog"]), st.one_of(box_texts, st.just("None"))
+)
+instances = st.builds(
+    lambda name, bbox, point: json.dumps({name: {"bbox": bbox, "keypoints": {"nose": point}}}),
+    st.sampled_from(["person1", "person2", "cat", "dog7"]),
+    spaced_texts,
+    spaced_texts,
+)
+answers = st.lists(
+    st.one_of(st.sampled_from(FRAGMENTS), coordinates, segments, instances, st.text(max_size=4)),
+    max_size=12,
+).map("".join)
+
+
+class Question(NamedTuple):
+    generation: Generation
+    task: Task
+    image: tuple[int, int]
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> Question:
+    """Any text, whole or cut anywhere, on a frame that is padded or not."""
+    width, height = draw(st.integers(1, 3000)), draw(st.integers(1, 3000))
+    frame = draw(st.sampled_from([(width, height), (max(width, height),) * 2]))
+    text = draw(answers)
+    text = text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
+    generation = generation_of(text, frame, finish_reason=draw(st.sampled_from(FinishReason)))
+    return Question(generation, draw(st.sampled_from(Task)), (width, height))
+
+
+def read(question: Question) -> ParsedAnswer:
+    skeleton = PERSON if question.task is Task.KEYPOINT else None
+    return parse(question.generation, question.task, LABELS, question.image, skeleton)
+
+
+@given(questions())
+@settings(max_examples=400, deadline=None)
+def test_whatever_the_text_every_asked_label_and_no_other_is_answered(question: Question):
+    answer = read(question)
+    assert tuple(answer.labels) == LABELS
+    for label, said in answer.labels.items():
+        assert {a.label for a in said.annotations} <= {label}
+        assert said.presence is None or 0 <= said.presence <= 1
+    if question.generation.finish_reason is FinishReason.LENGTH:
+        assert not answer.complete
+
+
+@given(questions())
+@settings(max_examples=400, deadline=None)
+def test_whatever_the_text_boxes_lie_in_the_image_and_scores_in_the_unit_interval(
+    question: Question,
+):
+    width, height = question.image
+    for said in read(question).labels.values():
+        for annotation in said.annotations:
+            assert annotation.bbox is not None
+            x0, y0, x1, y1 = annotation.bbox
+            assert 0 <= x0 < x1 <= width
+            assert 0 <= y0 < y1 <= height
+            assert annotation.score is None or 0 <= annotation.score <= 1
+            for point in annotation.keypoints:
+                if point.x_px is not None and point.y_px is not None:
+                    assert 0 <= point.x_px <= width
+                    assert 0 <= point.y_px <= height
+
+
+@given(questions())
+@settings(max_examples=400, deadline=None)
+def test_whatever_the_text_no_coordinate_is_invented(question: Question):
+    frame_w, frame_h = question.generation.frame_size_px
+    written = [int(b) for b in re.findall(r"<([0-9]{1,3})>", question.generation.raw_text)]
+    # What lies beyond the image was cut at its border.
+    xs = {min(b / 999 * frame_w, question.image[0]) for b in written}
+    ys = {min(b / 999 * frame_h, question.image[1]) for b in written}
+    for said in read(question).labels.values():
+        for annotation in said.annotations:
+            assert annotation.bbox is not None
+            assert {annotation.bbox[0], annotation.bbox[2]} <= xs
+            assert {annotation.bbox[1], annotation.bbox[3]} <= ys
+            for point in annotation.keypoints:
+                assert point.x_px is None or point.x_px in xs
+                assert point.y_px is None or point.y_px in ys
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(LABELS),
+        st.lists(
+            st.tuples(
+                st.integers(0, 498),
+                st.integers(0, 498),
+                st.integers(499, 999),
+                st.integers(499, 999),
+            ),
+            max_size=4,
+        ),
+        min_size=1,
+    )
+)
+def test_a_well_formed_answer_is_read_back_whole(wanted: dict[str, list[tuple[int, ...]]]):
+    text = ", ".join(
+        says(label, ", ".join("".join(f"<{b}>" for b in box) for box in found) or "None")
+        for label, found in wanted.items()
+    )
+    answer = detect(text)
+    assert answer.complete
+    assert answer.dropped == ()
+    for label in LABELS:
+        found = [a.bbox for a in answer.labels[label].annotations]
+        assert found == [pytest.approx(box) for box in wanted.get(label, [])]
