@@ -266,7 +266,8 @@ def _print_failures(ran: Ran, images: Path, plan_file: Path) -> None:
     classes: dict[str, None] = {}
     for asset, reasons in ran.failures.items():
         for class_slug, reason in reasons.items():
-            console.print(f"[bold red]failed[/] {asset}[[{class_slug}]]" if class_slug else asset)
+            what = f"{asset}[{class_slug}]" if class_slug else asset
+            console.print(f"[bold red]failed[/] {escape(what)}")
             console.print(f"  {reason}", markup=False, highlight=False)
             if class_slug:
                 classes[class_slug] = None

@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from definitions import build_definitions
+from labeling_pipeline.home import Environment
+from labeling_pipeline.plan import class_slug, parse_plan
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+BOXES = {"cat": [[100, 100, 500, 500]], "dog": [[200, 200, 800, 900]]}
+COWS = class_slug("Über Kühe")
+
+
+@pytest.fixture
+def pipeline(tmp_path, image_root):
+    """Materialize assets of a plan in one home; keeps the instance between calls."""
+    home = tmp_path / "home"
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        class Pipeline:
+            def __init__(self):
+                self.instance = instance
+                self.home = home
+
+            def definitions(self, model: str, root: Path = image_root) -> dg.Definitions:
+                entry = "{name: object, task: detection}"
+                text = f"model: {json.dumps(model)}\nentries:\n  - {entry}\n"
+                environment = Environment(home, Path("unused"), root, None, None)
+                return build_definitions(parse_plan(text), environment)
+
+            def run(self, definitions, *names, classes=None):
+                tags = {}
+                if classes:
+                    tags["dagster/asset_partition_range_start"] = classes[0]
+                    tags["dagster/asset_partition_range_end"] = classes[-1]
+                return dg.materialize(
+                    list(definitions.assets),
+                    selection=list(names),
+                    instance=instance,
+                    resources=definitions.resources,
+                    tags=tags,
+                    raise_on_error=False,
+                )
+
+            def ingest(self, definitions):
+                assert self.run(definitions, "raw_images", "clean_images").success
+                return instance.get_dynamic_partitions("class")
+
+            def materialized(self, name):
+                return instance.get_materialized_partitions(dg.AssetKey(name))
+
+            def query(self, sql):
+                return AnnotationStore(home / "annotations.duckdb").query(sql).to_pylist()
+
+        yield Pipeline()
+
+
+def test_the_whole_graph_goes_from_folders_to_a_report(pipeline, script, image_root):
+    definitions = pipeline.definitions(script(boxes=BOXES))
+    classes = pipeline.ingest(definitions)
+    assert sorted(classes) == sorted(["cat", "dog", COWS])
+
+    per_class = ("object_annotations", "visualizations", "class_exports")
+    assert pipeline.run(definitions, *per_class, classes=classes).success
+    for name in per_class:
+        assert pipeline.materialized(name) == set(classes)
+
+    evaluation = ("action_predictions", "har_evaluation", "detection_evaluation")
+    assert pipeline.run(definitions, *evaluation, "annotation_report").success
+
+    results = pipeline.home / "auto_labeling_results"
+    document = json.loads((results / "cat" / "cat.json").read_text())
+    assert (document["task"], document["class"]) == ("detection", "cat")
+    assert len(document["images"]) == len(document["annotations"]) == 4
+    assert Path(document["images"][0]["file_name"]).is_absolute()
+    assert len(list((results / "cat").glob("vis_*.jpg"))) == 4
+    cows = json.loads((results / COWS / f"{COWS}.json").read_text())
+    assert cows["class"] == "Über Kühe"
+    assert (len(cows["images"]), cows["annotations"]) == (4, [])
+    report = (pipeline.home / "reports" / "report.html").read_text()
+    assert "Über Kühe" in report
+
+
+def test_materializing_one_class_answers_every_class_of_its_group(pipeline, script, tmp_path):
+    log = tmp_path / "asked.jsonl"
+    definitions = pipeline.definitions(script(boxes=BOXES, log=str(log)))
+    classes = pipeline.ingest(definitions)
+    assert pipeline.run(definitions, "object_annotations", classes=["cat"]).success
+    assert len(log.read_text().splitlines()) == 4
+    states = pipeline.query("SELECT class, state, count(*) AS n FROM outcomes GROUP BY ALL")
+    assert {(s["class"], s["state"], s["n"]) for s in states} == {
+        ("cat", "found", 4),
+        ("dog", "found", 4),
+        (COWS, "absent", 4),
+    }
+    assert pipeline.run(definitions, "object_annotations", classes=classes).success
+    assert pipeline.run(definitions, "object_annotations", classes=classes).success
+    assert len(log.read_text().splitlines()) == 12
+
+
+def test_a_failed_class_costs_that_class_and_is_mended_by_running_it_again(
+    pipeline, script, tmp_path
+):
+    log = tmp_path / "asked.jsonl"
+    definitions = pipeline.definitions(
+        script(boxes=BOXES, fail_size_px=[130, 100], log=str(log))  # every image of dog
+    )
+    classes = pipeline.ingest(definitions)
+    result = pipeline.run(definitions, "object_annotations", classes=classes)
+    assert not result.success
+    assert pipeline.materialized("object_annotations") == {"cat", COWS}
+    failure = result.get_failed_step_keys()
+    assert failure == {"object_annotations"}
+    (event,) = [e for e in result.all_events if e.is_step_failure]
+    description = event.step_failure_data.user_failure_data.description
+    assert "1 of 3 classes failed" in description
+    assert "- dog: ModelError: all 4 images failed" in description
+    assert "re-run the failed partitions" in description
+    errors = pipeline.query("SELECT DISTINCT class, error FROM outcomes WHERE state = 'failed'")
+    assert {row["class"] for row in errors} == {"cat", "dog", COWS}
+
+    log.unlink()
+    definitions = pipeline.definitions(script(boxes=BOXES, log=str(log)))
+    assert pipeline.run(definitions, "object_annotations", classes=["dog"]).success
+    assert len(log.read_text().splitlines()) == 4
+    assert pipeline.materialized("object_annotations") == set(classes)
+
+
+def test_materializations_say_what_a_person_wants_to_know(pipeline, script):
+    definitions = pipeline.definitions(script(vocabulary=["cat"], boxes=BOXES))
+    classes = pipeline.ingest(definitions)
+    pipeline.run(definitions, "object_annotations", classes=classes)
+    metadata = {}
+    for record in pipeline.instance.fetch_materializations(
+        dg.AssetKey("object_annotations"), limit=10
+    ).records:
+        metadata[record.partition_key] = record.asset_materialization.metadata
+    assert metadata["cat"]["generations"].value == 4
+    assert metadata["cat"]["annotations"].value == 4
+    assert metadata["dog"]["generations"].value == 0
+    assert "`ask` in the plan" in metadata["dog"]["notes"].value
+    clean = pipeline.instance.get_latest_materialization_event(dg.AssetKey("clean_images"))
+    assert clean.asset_materialization.metadata["accepted"].value == 12
+
+
+def test_a_home_refuses_another_image_root(pipeline, script, tmp_path):
+    pipeline.ingest(pipeline.definitions(script()))
+    (tmp_path / "other").mkdir()
+    result = pipeline.run(pipeline.definitions(script(), tmp_path / "other"), "raw_images")
+    assert not result.success
+    (event,) = [e for e in result.all_events if e.is_step_failure]
+    assert "LABELING_HOME" in str(event.step_failure_data.error)

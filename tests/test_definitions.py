@@ -1,0 +1,36 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "sklearn", "matplotlib", "supervision", "cv2")
+
+
+def test_loading_the_definitions_imports_nothing_heavy():
+    code = (
+        "import json, sys, definitions; "
+        f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(output) == []
+
+
+def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
+    from definitions import defs
+
+    keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
+    assert keys == {
+        "raw_images",
+        "clean_images",
+        "posture_annotations",
+        "object_annotations",
+        "visualizations",
+        "class_exports",
+        "action_predictions",
+        "har_evaluation",
+        "detection_evaluation",
+        "annotation_report",
+    }

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Call run.py as a user does, with a home of its own."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        import os
+
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LABELING_")}
+        return subprocess.run(
+            [sys.executable, "run.py", *arguments],
+            cwd=REPOSITORY,
+            env=inherited
+            | {"LABELING_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+            | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return call
+
+
+@pytest.fixture
+def plan(tmp_path, script):
+    """Write a one-entry plan for the scripted model; returns its path."""
+
+    def write(**keys) -> str:
+        path = tmp_path / "plan.yaml"
+        model = json.dumps(script(**keys))
+        path.write_text(f"model: {model}\nentries:\n  - {{name: object, task: detection}}\n")
+        return str(path)
+
+    return write
+
+
+def test_a_folder_is_labeled_from_the_command_line(run, plan, image_root, tmp_path):
+    result = run(str(image_root), "--plan", plan(boxes={"cat": [[0, 0, 500, 500]]}))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "12 accepted" in result.stdout
+    assert "Generations in this run: 12" in result.stdout
+    assert (tmp_path / "home/auto_labeling_results/cat/cat.json").is_file()
+    again = run(str(image_root), "--plan", plan(boxes={"cat": [[0, 0, 500, 500]]}))
+    assert again.returncode == 0
+    assert "Generations in this run: 0" in again.stdout
+
+
+def test_a_failed_class_gives_exit_code_1_and_the_command_that_re_runs_it(run, plan, image_root):
+    result = run(str(image_root), "--plan", plan(fail_size_px=[130, 100]))
+    assert result.returncode == 1
+    assert "failed object_annotations[dog]" in result.stdout
+    assert "all 4 images failed" in result.stdout
+    assert f"python run.py {image_root} --plan" in result.stdout
+    assert "--class dog" in result.stdout
+
+
+def test_only_the_classes_that_are_named_are_labeled(run, plan, image_root, tmp_path):
+    result = run(str(image_root), "--plan", plan(), "--class", "Über Kühe", "--class", "cat")
+    assert result.returncode == 0, result.stdout + result.stderr
+    store = AnnotationStore(tmp_path / "home/annotations.duckdb")
+    assert store.query("SELECT count(*) AS n FROM generations").to_pylist() == [{"n": 8}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(["no/such/folder"], "expected a folder of images", id="no folder"),
+        pytest.param([".", "--plan", "no.yaml"], "no.yaml: expected a plan", id="no plan"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_without_a_trace(run, arguments, expected):
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert expected in " ".join(result.stdout.split())
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.checkpoint
+def test_photos_that_the_tiny_model_knows_nothing_of_are_a_result_not_an_error(run, image_root):
+    result = run(str(image_root))
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = " ".join(result.stdout.split())
+    assert "12 accepted" in text
+    assert "'cat' is outside the vocabulary of tiny-rex-omni" in text
+    assert "LABELING_MODEL=rex-omni" in text
+    assert "Generations in this run: 0" in text
