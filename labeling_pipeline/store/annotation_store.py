@@ -43,11 +43,13 @@ class AnnotationStore:
 
         Raises:
             StoreBusyError: a writer held the file for longer than ``busy_timeout_s``.
+            StoreError: the file is damaged.
         """
         self._prepare()
         connection = self._connect(read_only=True)
         try:
-            return connection.execute(sql, list(params)).to_arrow_table()
+            with self._damage_named():
+                return connection.execute(sql, list(params)).to_arrow_table()
         finally:
             connection.close()
 
@@ -57,14 +59,16 @@ class AnnotationStore:
 
         Raises:
             StoreBusyError: other processes held the file for longer than ``busy_timeout_s``.
+            StoreError: the file is damaged, or the disk is full.
         """
         self._prepare()
         with self._locked():
             connection = self._connect(read_only=False)
             try:
-                connection.begin()
-                yield Transaction(connection)
-                connection.commit()
+                with self._damage_named():
+                    connection.begin()
+                    yield Transaction(connection)
+                    connection.commit()
             finally:
                 # An open transaction is rolled back by closing.
                 connection.close()
@@ -78,6 +82,17 @@ class AnnotationStore:
             raise StoreBusyError(
                 f"{self.path}: another process has been writing for over {self.busy_timeout_s:.0f} "
                 "s; wait for it, or find it and end it"
+            ) from error
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        # Checksums of blocks are compared when the blocks are read, not when the file is opened.
+        try:
+            yield
+        except (duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
+            raise StoreError(
+                f"{self.path} could not be read or written: {error}. If the file is damaged, move "
+                "it away and restore a backup, or label again"
             ) from error
 
     def _connect(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
@@ -217,4 +232,8 @@ def _is_held_elsewhere(error: BaseException) -> bool:
     """Whether opening failed only because another connection holds the file just now."""
     if isinstance(error, duckdb.ConnectionException):
         return "different configuration" in str(error)
-    return isinstance(error, duckdb.IOException) and "lock" in str(error).lower()
+    if isinstance(error, duckdb.BinderException):
+        # Another thread of this process is just opening or closing it.
+        return "already attached" in str(error)
+    # The whole phrase: damaged files are reported by "block", and paths may hold any word.
+    return isinstance(error, duckdb.IOException) and "could not set lock" in str(error).lower()
