@@ -10,6 +10,9 @@ import json
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, UnknownModelError
 from labeling_pipeline.models.base import Model
@@ -54,6 +57,7 @@ def find_card(name: str) -> ModelCard:
 
     Raises:
         UnknownModelError: the name is nothing we know; the message lists what is.
+        ConfigurationError: a file that describes the model is not valid; names it.
     """
     if name.startswith(_SCRIPTED):
         script = Path(name.removeprefix(_SCRIPTED))
@@ -66,7 +70,7 @@ def find_card(name: str) -> ModelCard:
             revision="script",
             licence="none",
             tasks=tuple(Task),
-            vocabulary=json.loads(script.read_text()).get("vocabulary"),
+            vocabulary=_read_mapping(script).get("vocabulary"),
             min_pixels=1,
             max_pixels=1 << 30,
             dtype="float32",
@@ -111,8 +115,8 @@ def _folder_card(folder: Path, name: str) -> ModelCard:
     config = folder / "config.json"
     if not config.is_file():
         raise UnknownModelError(f"{folder}: expected a checkpoint, but it holds no config.json")
-    model_type = json.loads(config.read_text()).get("model_type")
-    family = _FAMILIES.get(model_type)
+    model_type = _read_mapping(config).get("model_type")
+    family = _FAMILIES.get(str(model_type))
     if family is None:
         raise UnknownModelError(
             f"{folder}: config.json says model_type {model_type!r}; "
@@ -121,5 +125,21 @@ def _folder_card(folder: Path, name: str) -> ModelCard:
     fields = family.model_dump() | {"name": name, "checkpoint": str(folder), "revision": "folder"}
     own = folder / "card.json"
     if own.is_file():
-        fields |= json.loads(own.read_text())
-    return ModelCard.model_validate(fields)
+        fields |= _read_mapping(own)
+    try:
+        return ModelCard.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ConfigurationError(
+            f"{own}: expected the fields of a model card: {problems}"
+        ) from None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: expected valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{path}: expected a JSON mapping, got {type(data).__name__}")
+    return data
