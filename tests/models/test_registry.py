@@ -1,0 +1,167 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labeling_pipeline.errors import ConfigurationError, UnknownModelError
+from labeling_pipeline.models.cards import ModelSettings
+from labeling_pipeline.models.registry import (
+    EMBEDDED,
+    find_card,
+    load_model,
+    registered_names,
+    require_task,
+)
+from labeling_pipeline.models.rex_omni import RexOmni
+from labeling_pipeline.models.scripted import ScriptedModel
+from labeling_pipeline.tasks import Task
+
+
+def checkpoint(folder: Path, model_type: str = "qwen2_5_vl", card: str | None = None) -> Path:
+    """A folder in the shape of a checkpoint, without weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if card is not None:
+        (folder / "card.json").write_text(card)
+    return folder
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", registered_names())
+def test_every_registered_name_has_a_card_of_that_name(name: str):
+    card = find_card(name)
+    assert card.name == name
+    assert card.tasks
+    assert card.licence
+
+
+def test_the_embedded_model_is_registered_and_needs_no_download():
+    assert EMBEDDED in registered_names()
+    card = find_card(EMBEDDED)
+    assert (Path(card.checkpoint) / "model.safetensors").is_file()
+    assert card.vocabulary is not None
+    assert "person" in card.vocabulary
+
+
+def test_the_hub_repository_is_another_name_of_its_card():
+    assert find_card("IDEA-Research/Rex-Omni") is find_card("rex-omni")
+    assert find_card("rex-omni").vocabulary is None
+
+
+def test_a_folder_is_a_model_of_its_family(tmp_path: Path):
+    folder = checkpoint(tmp_path / "mine")
+    card = find_card(str(folder))
+    published = find_card("rex-omni")
+    assert card.checkpoint == str(folder)
+    assert card.revision == "folder"
+    assert (card.max_pixels, card.repetition_penalty) == (
+        published.max_pixels,
+        published.repetition_penalty,
+    )
+
+
+def test_a_card_in_the_folder_says_how_it_differs_from_its_family(tmp_path: Path):
+    own = {"vocabulary": ["cat"], "max_pixels": 28 * 28 * 4, "licence": "MIT"}
+    card = find_card(str(checkpoint(tmp_path / "mine", card=json.dumps(own))))
+    assert (card.vocabulary, card.max_pixels, card.licence) == (("cat",), 3136, "MIT")
+    assert card.tasks == find_card("rex-omni").tasks
+
+
+def test_a_script_is_a_model_with_every_task(tmp_path: Path):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"vocabulary": ["cat"]}))
+    model = load_model(f"scripted:{script}", ModelSettings())
+    assert isinstance(model, ScriptedModel)
+    assert model.card.tasks == tuple(Task)
+    assert model.card.vocabulary == ("cat",)
+
+
+# Mistakes
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(UnknownModelError) as caught:
+        find_card("yolo")
+    for part in ("'yolo'", *registered_names(), "IDEA-Research/Rex-Omni", "folder"):
+        assert part in str(caught.value)
+
+
+def test_an_empty_folder_is_no_model(tmp_path: Path):
+    with pytest.raises(UnknownModelError, match=r"config\.json"):
+        find_card(str(tmp_path))
+
+
+def test_another_architecture_is_refused_naming_the_known_ones(tmp_path: Path):
+    with pytest.raises(UnknownModelError, match=r"'llama'.*qwen2_5_vl"):
+        find_card(str(checkpoint(tmp_path / "mine", model_type="llama")))
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        pytest.param("{", "JSON", id="no JSON"),
+        pytest.param("[]", "mapping", id="no mapping"),
+        pytest.param('{"max_pixles": 1}', "max_pixles", id="an unknown key"),
+        pytest.param('{"max_pixels": "many"}', "max_pixels", id="a wrong type"),
+    ],
+)
+def test_a_card_that_is_not_valid_is_refused_naming_the_file(
+    tmp_path: Path, card: str, expected: str
+):
+    folder = checkpoint(tmp_path / "mine", card=card)
+    with pytest.raises(ConfigurationError) as caught:
+        find_card(str(folder))
+    assert str(folder / "card.json") in str(caught.value)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_configuration_that_is_not_valid_is_refused_naming_the_file(tmp_path: Path, text: str):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"config\.json"):
+        find_card(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_script_that_cannot_be_read_is_refused_naming_the_file(tmp_path: Path, text: str | None):
+    script = tmp_path / "script.json"
+    if text is not None:
+        script.write_text(text)
+    with pytest.raises(ConfigurationError, match=str(script)):
+        find_card(f"scripted:{script}")
+
+
+# Tasks and loading
+
+
+def test_a_task_the_model_cannot_do_names_the_models_that_can():
+    card = find_card("rex-omni").model_copy(update={"name": "boxes", "tasks": (Task.DETECTION,)})
+    require_task(card, Task.DETECTION)
+    with pytest.raises(ConfigurationError, match=r"boxes cannot do keypoint.*rex-omni"):
+        require_task(card, Task.KEYPOINT)
+
+
+def test_a_model_is_made_once_for_each_name_and_settings():
+    model = load_model(EMBEDDED, ModelSettings())
+    assert isinstance(model, RexOmni)
+    assert load_model(EMBEDDED, ModelSettings()) is model
+    assert load_model(EMBEDDED, ModelSettings(batch_size=2)) is not model
+
+
+def test_naming_and_keying_a_model_imports_no_model_library():
+    code = (
+        "import sys\n"
+        "from labeling_pipeline.models.cards import ModelSettings\n"
+        "from labeling_pipeline.models.registry import EMBEDDED, load_model, registered_names\n"
+        "assert all(load_model(n, ModelSettings()).model_key for n in registered_names())\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,194 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from labeling_pipeline.errors import ConfigurationError, HomeError
+from labeling_pipeline.home import SAMPLE_HOME, Environment, Home, home_for
+from labeling_pipeline.plan import parse_plan
+
+VARIABLES = ("HOME", "PLAN", "IMAGES", "MODEL", "DEVICE")
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(f"LABELING_{name}", raising=False)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    (tmp_path / "pets").mkdir()
+    return tmp_path / "pets"
+
+
+# Claims
+
+
+def the_same(root: Path) -> Path:
+    return root
+
+
+def through_a_parent(root: Path) -> Path:
+    return root / ".." / root.name
+
+
+def through_a_link(root: Path) -> Path:
+    link = root.parent / "link"
+    link.symlink_to(root)
+    return link
+
+
+@pytest.mark.parametrize("again", [the_same, through_a_parent, through_a_link])
+def test_a_home_serves_its_own_image_root_again(
+    tmp_path: Path, pets: Path, again: Callable[[Path], Path]
+):
+    home = Home(tmp_path / "home")
+    home.claim(pets)
+    before = (home.path / "home.json").read_bytes()
+    home.claim(again(pets))
+    assert (home.path / "home.json").read_bytes() == before
+    assert [path.name for path in home.path.iterdir()] == ["home.json"]
+
+
+def test_another_image_root_is_refused_naming_both_and_the_fix(tmp_path: Path, pets: Path):
+    home = Home(tmp_path / "home")
+    home.claim(pets)
+    (tmp_path / "cars").mkdir()
+    with pytest.raises(HomeError) as caught:
+        home.claim(tmp_path / "cars")
+    message = str(caught.value)
+    for part in (home.path, pets, tmp_path / "cars", home.path / "home.json", "LABELING_HOME"):
+        assert str(part) in message
+
+
+def test_the_fix_that_is_named_for_a_moved_folder_works(tmp_path: Path, pets: Path):
+    home = Home(tmp_path / "home")
+    home.claim(pets)
+    moved = pets.rename(tmp_path / "animals")
+    with pytest.raises(HomeError):
+        home.claim(moved)
+    (home.path / "home.json").unlink()
+    home.claim(moved)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        pytest.param(lambda path: None, "nothing", id="missing"),
+        pytest.param(lambda path: path.write_text("x"), "a file", id="a file"),
+    ],
+)
+def test_an_image_root_that_is_no_folder_is_refused_and_claims_nothing(
+    tmp_path: Path, make: Callable[[Path], None], found: str
+):
+    root = tmp_path / "images"
+    make(root)
+    home = Home(tmp_path / "home")
+    with pytest.raises(ConfigurationError, match=f"found {found}.*LABELING_IMAGES"):
+        home.claim(root)
+    assert not home.path.exists()
+
+
+# Names
+
+
+def test_the_default_home_of_a_folder_is_the_same_however_it_is_named(
+    tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    expected = home_for(pets)
+    assert expected.path.parent == Path(".labeling")
+    assert expected.path.name.startswith("pets-")
+    assert home_for(Path("pets")) == expected
+    assert home_for(pets / "." / ".." / "pets") == expected
+
+
+def test_folders_of_one_name_in_different_places_have_different_homes(tmp_path: Path):
+    first, second = home_for(tmp_path / "a" / "images"), home_for(tmp_path / "b" / "images")
+    assert first.path.name.split("-")[0] == second.path.name.split("-")[0] == "images"
+    assert first != second
+
+
+def test_the_root_of_the_file_system_has_a_home_with_a_name():
+    assert home_for(Path("/")).path.name.startswith("root-")
+
+
+# The Dagster instance
+
+
+def test_the_instance_configuration_is_copied_and_kept_current(tmp_path: Path):
+    config = tmp_path / "dagster.yaml"
+    config.write_text("telemetry: {enabled: false}\n")
+    home = Home(tmp_path / "home")
+    folder = home.prepare_dagster(config)
+    assert folder.is_absolute()
+    assert (folder / "dagster.yaml").read_text() == config.read_text()
+    config.write_text("telemetry: {enabled: true}\n")
+    home.prepare_dagster(config)
+    assert (folder / "dagster.yaml").read_text() == config.read_text()
+
+
+# The environment
+
+
+def test_without_variables_the_sample_dataset_is_meant(tmp_path: Path):
+    assert Environment.read(tmp_path) == Environment(
+        home=tmp_path / SAMPLE_HOME,
+        plan=tmp_path / "plans/sample.yaml",
+        images=tmp_path / SAMPLE_HOME / "dataset/images",
+        model=None,
+        device=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("HOME", "/data/home", "home", Path("/data/home")),
+        ("PLAN", "/data/plan.yaml", "plan", Path("/data/plan.yaml")),
+        ("IMAGES", "/data/images", "images", Path("/data/images")),
+        ("MODEL", "rex-omni", "model", "rex-omni"),
+        ("DEVICE", "cuda:1", "device", "cuda:1"),
+    ],
+)
+def test_a_variable_beats_the_default_and_only_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    field: str,
+    expected: object,
+):
+    default = vars(Environment.read(tmp_path))
+    monkeypatch.setenv(f"LABELING_{variable}", value)
+    assert vars(Environment.read(tmp_path)) == default | {field: expected}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_an_empty_variable_is_as_good_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+):
+    default = Environment.read(tmp_path)
+    monkeypatch.setenv(f"LABELING_{variable}", "")
+    assert Environment.read(tmp_path) == default
+
+
+def test_model_and_device_of_the_environment_beat_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = parse_plan(
+        "model: rex-omni\n"
+        "runtime: {device: cuda, batch_size: 3}\n"
+        "entries: [{name: object, task: detection, model: rex-omni}]\n"
+    )
+    environment = Environment.read(tmp_path)
+    same = plan.with_model(environment.model, device=environment.device)
+    assert same == plan
+
+    monkeypatch.setenv("LABELING_MODEL", "tiny-rex-omni")
+    monkeypatch.setenv("LABELING_DEVICE", "cpu")
+    environment = Environment.read(tmp_path)
+    changed = plan.with_model(environment.model, device=environment.device)
+    assert changed.model_of(changed.entry("object")) == "tiny-rex-omni"
+    assert (changed.runtime.device, changed.runtime.batch_size) == ("cpu", 3)
