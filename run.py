@@ -15,6 +15,7 @@ from typing import Annotated
 
 import dagster as dg
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -32,6 +33,9 @@ from labeling_pipeline.reporting import class_table, evaluate_entries, evaluate_
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 DEFAULT_PLAN = REPOSITORY / "plans/objects.yaml"
+HEADLESS = {"labeling/headless": "true"}
+"""Tag of the runs that this file starts."""
+
 console = Console()
 
 
@@ -74,7 +78,7 @@ def run(images: Path, plan_path: Path | None, only: Sequence[str]) -> bool:
     os.environ["DAGSTER_HOME"] = str(home.prepare_dagster(REPOSITORY / "dagster.yaml"))
     effective = plan.with_model(environment.model, device=environment.device)
     store = AnnotationStore(home.store_path)
-    with dg.DagsterInstance.get() as instance, _progress_bars():
+    with dg.DagsterInstance.get() as instance, _alone_in(home, instance), _progress_bars():
         ran = _run_assets(definitions, effective, store, instance, only)
     _print_summary(ran, store, effective, images, home, plan_file)
     return bool(ran.failures)
@@ -91,12 +95,10 @@ def _run_assets(
     ran = Ran()
 
     def materialize(names: Sequence[str], chunk: tuple[str, str] | None = None) -> None:
-        tags = {}
+        tags = dict(HEADLESS)
         if chunk:
-            tags = {
-                "dagster/asset_partition_range_start": chunk[0],
-                "dagster/asset_partition_range_end": chunk[1],
-            }
+            tags["dagster/asset_partition_range_start"] = chunk[0]
+            tags["dagster/asset_partition_range_end"] = chunk[1]
         result = dg.materialize(
             list(definitions.assets or ()),  # type: ignore[arg-type]
             selection=list(names),
@@ -119,6 +121,29 @@ def _run_assets(
     materialize(["action_predictions", "har_evaluation", "detection_evaluation"])
     materialize(["annotation_report"])
     return ran
+
+
+@contextmanager
+def _alone_in(home: Home, instance: dg.DagsterInstance) -> Iterator[None]:
+    """One headless run at a time in a home; what a killed one left behind is cleared away.
+
+    A killed run stays "started" in Dagster and keeps its pool slot, which the next run would wait
+    for without end. Who holds the lock knows that every other headless run is dead.
+    """
+    lock = FileLock(home.path / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print("Waiting for another run.py in this home to end", highlight=False)
+        lock.acquire()
+    try:
+        started = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+        for dead in instance.get_runs(dg.RunsFilter(statuses=started, tags=HEADLESS)):
+            instance.report_run_failed(dead, "The process of this run was ended from outside.")
+            instance.event_log_storage.free_concurrency_slots_for_run(dead.run_id)
+        yield
+    finally:
+        lock.release()
 
 
 def _slugs_of(store: AnnotationStore, only: Sequence[str]) -> set[str]:
