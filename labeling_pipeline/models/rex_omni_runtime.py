@@ -16,6 +16,7 @@ Facts this module stands on:
 import codecs
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -291,13 +292,16 @@ def _load_weights(
     card: ModelCard, settings: ModelSettings, device: torch.device, source: dict
 ) -> Qwen2_5_VLForConditionalGeneration:
     dtype = getattr(torch, settings.dtype or card.dtype)
-    try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            card.checkpoint, dtype=dtype, **source
-        )
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{card.name} needs a package that is not installed ({error}): "
-            "pip install 'labeling-pipeline[rex-omni]'"
-        ) from error
-    return model.eval().to(device)
+    placement = {}
+    if device.type != "cpu":
+        # Straight onto the device: gigabytes of weights never stand in main memory as a whole.
+        if find_spec("accelerate") is None:
+            raise MissingDependencyError(
+                f"{card.name} on {device} needs accelerate, which is not installed: "
+                "pip install 'labeling-pipeline[rex-omni]'"
+            )
+        placement = {"device_map": {"": device}}
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        card.checkpoint, dtype=dtype, **placement, **source
+    )
+    return model.eval()
