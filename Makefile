@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := .labeling/sample
 export LABELING_HOME ?= $(SAMPLE)
+export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test check soak bench clean

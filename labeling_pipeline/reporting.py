@@ -273,14 +273,19 @@ def write_report(
         examples=_examples(store, home),
         models=_models_used(store, plan),
         plan=Path(plan.source).read_text(encoding="utf-8") if Path(plan.source).is_file() else "",
-        absent={
-            "actions": f"Action recognition: {reason}." for reason in list(actions.reasons)[:1]
-        },
+        absent=_why_no_actions(actions),
     )
     path = home.reports / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_report(data), encoding="utf-8")
     return path
+
+
+def _why_no_actions(actions: ActionEvaluation) -> dict[str, str]:
+    if not actions.reasons:
+        return {}
+    reasons = "; ".join(f"{reason} ({images} images)" for reason, images in actions.reasons.items())
+    return {"actions": f"Action recognition: {reasons}."}
 
 
 def _pictures(figures: dict[str, bytes]) -> tuple[Picture, ...]:
