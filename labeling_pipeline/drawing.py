@@ -7,8 +7,7 @@ text are enlarged first, so the result may be larger than what came in.
 
 import functools
 import hashlib
-import os
-import tempfile
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from labeling_pipeline.annotations import Annotation
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.tasks import SKELETONS, Skeleton
 
 # Strong enough for white text on them (contrast at least 4.5), and far apart for the eye.
@@ -132,7 +132,7 @@ def contact_sheet(
 
 
 def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
-    """Write a picture so that a reader sees the old file or the new one, never half of one.
+    """Write a picture.
 
     Args:
         path: missing folders are made.
@@ -142,19 +142,9 @@ def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(array).save(file, "JPEG", quality=quality, optimize=True)
-        # mkstemp makes the file private; a picture is for everybody the umask lets in.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "JPEG", quality=quality, optimize=True)
+    write_if_changed(path, buffer.getvalue())
 
 
 def font_files(text: str) -> list[tuple[str, str]]:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from labeling_pipeline.errors import ConfigurationError, HomeError
+from labeling_pipeline.files import write_if_changed
 
 SAMPLE_HOME = Path(".labeling/sample")
 """Home of the sample dataset, where nothing else is said."""
@@ -62,17 +62,11 @@ class Home:
                     f"(LABELING_HOME), or delete {record} if the folder was moved"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        draft = record.with_suffix(".new")
-        draft.write_text(json.dumps({"image_root": str(root)}), encoding="utf-8")
-        draft.rename(record)
+        write_if_changed(record, json.dumps({"image_root": str(root)}).encode())
 
     def prepare_dagster(self, config: Path) -> Path:
         """Make DAGSTER_HOME with our instance configuration; returns it."""
-        self.dagster.mkdir(parents=True, exist_ok=True)
-        target = self.dagster / "dagster.yaml"
-        if not target.exists() or target.read_bytes() != config.read_bytes():
-            shutil.copyfile(config, target)
+        write_if_changed(self.dagster / "dagster.yaml", config.read_bytes())
         return self.dagster.resolve()
 
 

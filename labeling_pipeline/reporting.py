@@ -35,6 +35,7 @@ from labeling_pipeline.evaluation.report import (
     coverage_rows,
     render_report,
 )
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.labeling import class_names, model_keys
@@ -197,10 +198,9 @@ def detection_figures(entry: str, evaluation: DetectionEvaluation) -> dict[str, 
 
 def write_figures(folder: Path, figures: dict[str, bytes]) -> dict[str, Path]:
     """Write PNG files; returns name -> path."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, path in paths.items():
-        path.write_bytes(figures[name])
+        write_if_changed(path, figures[name])
     return paths
 
 
@@ -276,8 +276,7 @@ def write_report(
         absent=_why_no_actions(actions),
     )
     path = home.reports / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(data), encoding="utf-8")
+    write_if_changed(path, render_report(data).encode())
     return path
 
 

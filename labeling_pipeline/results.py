@@ -16,6 +16,7 @@ from labeling_pipeline.export.class_json import (
     export_path,
     write_class_json,
 )
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.labeling import Progress, class_names, model_keys
 from labeling_pipeline.plan import Entry, Plan
@@ -113,7 +114,7 @@ def draw_class(
         progress(done, len(images))
     for name in known.keys() - shown.keys():
         (folder / name).unlink(missing_ok=True)
-    memory.write_text(json.dumps(shown))
+    write_if_changed(memory, json.dumps(shown).encode())
     names = list(shown)[:_SHEET_IMAGES]
     pictures = [read_image(folder / name) for name in names]
     sheet = contact_sheet(pictures, names, columns=3) if pictures else None

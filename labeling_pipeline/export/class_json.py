@@ -21,8 +21,6 @@ score says ``null`` too. Every image of the class is listed, also one without an
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from typing import Any
 import pandas as pd
 
 from labeling_pipeline.annotations import Keypoint
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.tasks import PERSON, Skeleton, Task
 
 _BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
@@ -133,25 +132,7 @@ def write_class_json(path: Path, document: Mapping[str, Any]) -> bool:
         ValueError: the document holds a NaN or an infinity, which JSON does not have.
     """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-    content = text.encode()
-    try:
-        if path.read_bytes() == content:
-            return False
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private; an export is for everybody the umask lets in.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return True
+    return write_if_changed(path, text.encode())
 
 
 def _images(images: pd.DataFrame, image_root: Path) -> list[dict[str, Any]]:

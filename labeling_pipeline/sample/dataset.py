@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.sample.scenes import POSTURES, SHAPES, Scene, SceneObject, draw_scene
 from labeling_pipeline.tasks import PERSON
 
@@ -110,8 +111,8 @@ def write_sample(
     folder.mkdir(parents=True, exist_ok=True)
     removed = sum(_remove(folder, path) for path in earlier if path not in contents)
     # Before the files: a run that was cut short must find the folder to be its own.
-    _write(folder / MARKER, _json(marker))
-    written = sum(_write(folder / path, data) for path, data in contents.items())
+    write_if_changed(folder / MARKER, _json(marker))
+    written = sum(write_if_changed(folder / path, data) for path, data in contents.items())
     return SampleSummary(
         folder=folder,
         image_root=folder / IMAGES,
@@ -151,15 +152,6 @@ def _remove(folder: Path, path: str) -> bool:
     if ".." in PurePosixPath(path).parts or not target.is_file():
         return False
     target.unlink()
-    return True
-
-
-def _write(path: Path, data: bytes) -> bool:
-    """Write unless the file holds these bytes already. Returns whether it was written."""
-    if path.is_file() and path.read_bytes() == data:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
     return True
 
 
