@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from labeling_pipeline.errors import PlanError
 from labeling_pipeline.images.cleaning import CleaningRules
@@ -27,6 +35,9 @@ from labeling_pipeline.tasks import PERSON, Skeleton, Task
 EVERY_CLASS = "*"
 """Key of ``ask`` that stands for every class without a key of its own."""
 
+# Folders are registered under their NFC names, whatever the file system or an editor writes.
+ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
+
 
 class Entry(BaseModel):
     """One line of work: a task, a model and what it is asked for each class."""
@@ -36,8 +47,8 @@ class Entry(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     task: Task
     model: str | None = Field(None, description="a model name; default: the plan's")
-    classes: tuple[str, ...] | None = Field(None, description="display names; default: all")
-    ask: dict[str, str] = Field(
+    classes: tuple[ClassName, ...] | None = Field(None, description="display names; default: all")
+    ask: dict[ClassName, str] = Field(
         default_factory=dict, description="class -> label; '*' for all others; default: its name"
     )
     distractors: tuple[str, ...] = ()
@@ -78,7 +89,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    entries: tuple[Entry, ...]
     model: str = EMBEDDED
     runtime: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
     cleaning: CleaningRules = Field(default_factory=CleaningRules)  # type: ignore[arg-type]
@@ -86,16 +97,23 @@ class Plan(BaseModel):
     actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
     source: str = "plan"
 
-    @model_validator(mode="after")
-    def _check_across_entries(self) -> Self:
-        names = [entry.name for entry in self.entries]
+    @field_validator("entries")
+    @classmethod
+    def _check_entries(cls, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        if not entries:
+            raise ValueError("expected at least one entry, got none")
+        names = [entry.name for entry in entries]
         if len(set(names)) < len(names):
             raise ValueError(f"expected every entry to have a name of its own, got {names}")
+        return entries
+
+    @model_validator(mode="after")
+    def _check_actions(self) -> Self:
         keypoint_entries = [e.name for e in self.entries if e.task is Task.KEYPOINT]
         if self.actions.entry is not None and self.actions.entry not in keypoint_entries:
             raise ValueError(
-                f"expected actions.entry to be a keypoint entry ({', '.join(keypoint_entries)}), "
-                f"got {self.actions.entry!r}"
+                "expected actions.entry to be a keypoint entry "
+                f"({', '.join(keypoint_entries) or 'there is none'}), got {self.actions.entry!r}"
             )
         return self
 
@@ -157,6 +175,8 @@ def load_plan(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PlanError(f"{path}: expected a plan in YAML, but {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path}: expected text in UTF-8, but {error.reason}") from error
     return parse_plan(text, str(path))
 
 
@@ -172,9 +192,15 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PlanError(f"{source}:{line}: expected valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        # A control character, or a date that is none.
+        raise PlanError(f"{source}:1: expected valid YAML: {error}") from error
     if not isinstance(data, dict):
         got = "nothing" if data is None else type(data).__name__
         raise PlanError(f"{source}:1: expected a mapping with `entries`, got {got}")
+    if "source" in data:
+        problem = {"type": "extra_forbidden", "loc": ("source",)}
+        raise PlanError(_explain(problem, root, source))
     try:
         return Plan.model_validate({**data, "source": source})
     except ValidationError as error:
@@ -198,6 +224,8 @@ def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
         return f"{source}:{line}: {where + ': ' if where else ''}{context['error']}"
     message = str(problem["msg"])
     message = message.removeprefix("Input should be ").replace("String should", "text that should")
+    message = message.replace("a valid tuple", "a list")
+    message = re.sub(r"a valid dictionary.*", "a mapping", message)
     return f"{source}:{line}: {where}: expected {message}, got {got!r}"
 
 
@@ -286,7 +314,8 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
         cut = [label for label in labels[start : start + entry.group_size] if not reasons[label]]
         if not cut:
             continue
-        extra = [d for d in entry.distractors if d not in cut and not model.why_unsupported(d)]
+        distractors = dict.fromkeys(entry.distractors)
+        extra = [d for d in distractors if d not in cut and not model.why_unsupported(d)]
         asked = (*cut, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
         identity = json.dumps([entry.name, entry.task, text, asked])
