@@ -1,0 +1,342 @@
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import (
+    MAX_ATTEMPTS,
+    current_annotations,
+    current_outcomes,
+    due_images,
+)
+
+NOON = datetime(2024, 5, 1, 12)
+
+
+class Dataset:
+    """A store with accepted images a.jpg and b.jpg of class cats, and c.jpg of class dogs."""
+
+    def __init__(self, store: AnnotationStore) -> None:
+        self.store = store
+        self._minutes = 0
+        with store.transaction() as tx:
+            tx.insert(
+                "classes",
+                [{"class": c, "display_name": c.title()} for c in ("cats", "dogs")],
+            )
+        for path, slug in (("a.jpg", "cats"), ("b.jpg", "cats"), ("c.jpg", "dogs")):
+            self.add_image(path, slug)
+
+    def add_image(
+        self, path: str, slug: str | None, status: str = "accepted", size: tuple[int, int] = (4, 3)
+    ) -> None:
+        image_id = path.partition(".")[0]
+        with self.store.transaction() as tx:
+            tx.insert(
+                "images",
+                [
+                    {
+                        "image_id": image_id,
+                        "width_px": size[0],
+                        "height_px": size[1],
+                        "status": status,
+                    }
+                ],
+                replace=True,
+            )
+            tx.insert(
+                "dataset_files",
+                [
+                    {
+                        "path": path,
+                        "class": slug,
+                        "image_id": image_id,
+                        "size_bytes": 1,
+                        "mtime_ns": 1,
+                    }
+                ],
+            )
+
+    def record(self, image_id: str = "a", state: str = "found", **values: Any) -> None:
+        """One outcome, a minute later than the one before."""
+        self._minutes += 1
+        row = {
+            "image_id": image_id,
+            "entry": "object",
+            "class": "cats",
+            "model_key": "new",
+            "attempt": 1,
+            "label": "cat",
+            "request_hash": "r1",
+            "state": state,
+            "generation_id": None,
+            "run_id": "run",
+            "created_at": NOON + timedelta(minutes=self._minutes),
+        }
+        with self.store.transaction() as tx:
+            tx.insert("outcomes", [row | values])
+
+    def annotate(
+        self, generation: str, *scores: float | None, label: str = "cat", version: int = 1
+    ) -> None:
+        with self.store.transaction() as tx:
+            tx.insert(
+                "annotations",
+                [
+                    {
+                        "annotation_id": f"{generation}-{version}-{label}-{position}",
+                        "generation_id": generation,
+                        "image_id": generation,
+                        "entry": "object",
+                        "label": label,
+                        "parser_version": version,
+                        "position": position,
+                        "score": score,
+                    }
+                    for position, score in enumerate(scores)
+                ],
+            )
+
+    def due(self, slug: str = "cats", **question: Any) -> dict[str, int]:
+        """Image -> number of the attempt to come."""
+        asked = {"entry": "object", "model_key": "new", "request_hash": "r1"} | question
+        rows = due_images(self.store, class_slug=slug, **asked).to_pylist()
+        return {row["image_id"]: row["attempt"] for row in rows}
+
+    def holds(self, **keys: str) -> dict[str, tuple[str, str]]:
+        """Image -> (model key, state) of the current view of class cats."""
+        table = current_outcomes(self.store, keys or {"object": "new"})
+        table = table[table["class"] == "cats"]
+        return {row.image_id: (row.model_key, row.state) for row in table.itertuples(index=False)}
+
+    def scores(self, threshold: float = 0.0, slug: str | None = None) -> list[float]:
+        table = current_annotations(
+            self.store, {"object": "new"}, {"object": threshold}, class_slug=slug
+        )
+        return [float(score) for score in table["score"]]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    return Dataset(AnnotationStore(tmp_path / "annotations.duckdb"))
+
+
+# What is due
+
+
+def test_without_outcomes_every_accepted_image_of_the_class_is_due(data: Dataset):
+    data.add_image("d.jpg", "cats", status="rejected")
+    assert data.due("cats") == {"a": 1, "b": 1}
+    assert data.due("dogs") == {"c": 1}
+    assert data.due("mice") == {}
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["found", "absent", "not_mentioned", "truncated", "unparsed", "degenerate", "unsupported"],
+)
+def test_an_image_with_an_outcome_is_done(data: Dataset, state: str):
+    data.record("a", state)
+    assert data.due() == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        pytest.param(1, {"a": 2, "b": 1}, id="once"),
+        pytest.param(MAX_ATTEMPTS - 1, {"a": MAX_ATTEMPTS, "b": 1}, id="one attempt left"),
+        pytest.param(MAX_ATTEMPTS, {"b": 1}, id="held"),
+        pytest.param(MAX_ATTEMPTS + 1, {"b": 1}, id="held after it was forced"),
+    ],
+)
+def test_what_failed_is_due_until_three_attempts_failed(
+    data: Dataset, failures: int, expected: dict[str, int]
+):
+    for attempt in range(1, failures + 1):
+        data.record("a", "failed", attempt=attempt)
+    assert data.due() == expected
+
+
+def test_what_failed_and_then_succeeded_is_done(data: Dataset):
+    data.record("a", "failed", attempt=1)
+    data.record("a", "absent", attempt=2)
+    assert data.due() == {"b": 1}
+
+
+def test_a_forced_attempt_that_failed_leaves_what_was_settled_done(data: Dataset):
+    data.record("a", "found", attempt=1)
+    data.record("a", "failed", attempt=2)
+    assert data.due() == {"b": 1}
+
+
+def test_force_makes_everything_due_with_a_further_attempt(data: Dataset):
+    data.record("a", "found")
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        data.record("b", "failed", attempt=attempt)
+    assert data.due(force=True) == {"a": 2, "b": MAX_ATTEMPTS + 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "attempt"),
+    [
+        pytest.param({"model_key": "newer"}, 1, id="another model key"),
+        pytest.param({"entry": "posture"}, 1, id="another entry"),
+        pytest.param({"request_hash": "r2"}, 2, id="another prompt"),
+    ],
+)
+def test_another_question_is_due_again(data: Dataset, changed: dict[str, str], attempt: int):
+    data.record("a", "found")
+    assert data.due(**changed) == {"a": attempt, "b": 1}
+
+
+def test_failures_of_an_earlier_prompt_do_not_hold_the_next(data: Dataset):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        data.record("a", "failed", attempt=attempt)
+    assert data.due(request_hash="r2") == {"a": MAX_ATTEMPTS + 1, "b": 1}
+
+
+def test_an_attempt_is_numbered_over_all_classes_of_the_image(data: Dataset):
+    # One generation answers several classes: its number must be free in each of them.
+    data.record("a", "found", **{"class": "dogs"}, attempt=4)
+    assert data.due("cats") == {"a": 5, "b": 1}
+
+
+def test_an_image_of_no_folder_is_due_for_every_class_until_each_has_its_outcome(data: Dataset):
+    data.add_image("loose.jpg", None)
+    assert "loose" in data.due("cats")
+    data.record("loose", "found")
+    assert "loose" not in data.due("cats")
+    assert data.due("dogs") == {"c": 1, "loose": 2}
+
+
+def test_copies_of_one_content_are_due_once(data: Dataset):
+    data.add_image("a.copy.jpg", "cats")
+    assert data.due() == {"a": 1, "b": 1}
+
+
+def test_a_retired_class_has_nothing_due(data: Dataset):
+    with data.store.transaction() as tx:
+        tx.execute("UPDATE classes SET retired = true WHERE class = 'cats'")
+    assert data.due() == {}
+
+
+def test_neighbours_in_the_list_have_like_shapes(data: Dataset):
+    for name, size in (("w1", (40, 10)), ("t1", (10, 40)), ("w2", (80, 20)), ("t2", (10, 39))):
+        data.add_image(f"{name}.jpg", "cats", size=size)
+    assert list(data.due()) == ["t1", "t2", "a", "b", "w1", "w2"]
+
+
+# What holds now
+
+
+def test_the_plans_model_key_holds_even_if_another_is_newer(data: Dataset):
+    data.record("a", "found", model_key="new")
+    data.record("a", "absent", model_key="other")
+    assert data.holds() == {"a": ("new", "found")}
+
+
+def test_without_an_outcome_of_the_plans_key_the_newest_holds(data: Dataset):
+    data.record("a", "found", model_key="old")
+    data.record("a", "absent", model_key="other")
+    data.record("b", "found", model_key="new")
+    assert data.holds() == {"a": ("other", "absent"), "b": ("new", "found")}
+    assert data.holds(object="old") == {"a": ("old", "found"), "b": ("new", "found")}
+
+
+def test_the_newest_attempt_of_a_key_holds(data: Dataset):
+    data.record("a", "found", attempt=1)
+    data.record("a", "absent", attempt=2)
+    assert data.holds() == {"a": ("new", "absent")}
+
+
+@pytest.mark.parametrize("key", ["new", "old"])
+def test_a_failed_attempt_never_hides_an_answer_of_the_same_model(data: Dataset, key: str):
+    data.record("a", "found", attempt=1, model_key=key)
+    data.record("a", "failed", attempt=2, model_key=key)
+    assert data.holds() == {"a": (key, "found")}
+
+
+def test_among_models_the_plan_no_longer_names_a_failure_does_not_hide_an_answer(data: Dataset):
+    data.record("a", "found", model_key="old")
+    data.record("a", "failed", model_key="other")
+    assert data.holds() == {"a": ("old", "found")}
+
+
+def test_nothing_but_failures_is_a_failure(data: Dataset):
+    data.record("a", "failed", attempt=1)
+    data.record("a", "failed", attempt=2)
+    assert data.holds() == {"a": ("new", "failed")}
+
+
+def test_rejected_images_retired_classes_and_other_entries_do_not_hold(data: Dataset):
+    data.add_image("d.jpg", "cats", status="rejected")
+    data.record("d", "found")
+    data.record("a", "found", entry="posture")
+    data.record("c", "found", **{"class": "dogs"})
+    with data.store.transaction() as tx:
+        tx.execute("UPDATE classes SET retired = true WHERE class = 'dogs'")
+    assert current_outcomes(data.store, {"object": "new"}).empty
+    assert len(current_outcomes(data.store, {"posture": "new"})) == 1
+
+
+def test_an_outcome_says_whether_the_image_is_one_of_the_class(data: Dataset):
+    data.record("a", "found")
+    data.record("c", "absent")
+    table = current_outcomes(data.store, {"object": "new"})
+    assert dict(zip(table["path"], table["belongs"], strict=True)) == {
+        "a.jpg": True,
+        "c.jpg": False,
+    }
+    assert set(table["display_name"]) == {"Cats"}
+
+
+# Annotations behind it
+
+
+def test_thresholds_filter_on_reading_and_delete_nothing(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", 0.9, 0.5, 0.2)
+    assert data.scores() == [0.9, 0.5, 0.2]
+    assert data.scores(0.5) == [0.9, 0.5]
+    assert data.scores(0.95) == []
+    assert data.scores() == [0.9, 0.5, 0.2]
+
+
+def test_an_annotation_without_a_score_passes_every_threshold(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", None)
+    assert len(data.scores(1.0)) == 1
+
+
+def test_only_the_answer_that_holds_has_its_annotations_shown(data: Dataset):
+    data.record("a", "found", generation_id="first", attempt=1)
+    data.annotate("first", 0.1)
+    data.record("a", "found", generation_id="second", attempt=2)
+    data.annotate("second", 0.2)
+    data.record("a", "found", generation_id="third", model_key="other")
+    data.annotate("third", 0.3)
+    assert data.scores() == [0.2]
+
+
+def test_only_the_newest_parser_version_of_an_answer_is_shown(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.record("b", "found", generation_id="b")
+    data.annotate("a", 0.9, 0.8, version=1)
+    data.annotate("a", 0.7, version=2)
+    data.annotate("b", 0.6, version=1)
+    assert data.scores() == [0.7, 0.6]
+
+
+def test_an_annotation_is_shown_for_every_class_its_label_answers(data: Dataset):
+    data.record("a", "found", generation_id="a", label="animal")
+    data.record("a", "found", generation_id="a", label="animal", **{"class": "dogs"})
+    data.annotate("a", 0.9, label="animal")
+    data.annotate("a", 0.4, label="distractor")
+    table = current_annotations(data.store, {"object": "new"}, {})
+    assert list(zip(table["class"], table["score"], table["belongs"], strict=True)) == [
+        ("cats", 0.9, True),
+        ("dogs", 0.9, False),
+    ]
+    assert data.scores(slug="dogs") == [0.9]
