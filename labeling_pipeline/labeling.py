@@ -160,7 +160,7 @@ def _record_unsupported(
     if rows:
         with store.transaction() as tx:
             tx.insert("models", [_model_row(model)], replace=True)
-            tx.insert("outcomes", rows)
+            tx.insert("outcomes", rows, skip_existing=True)
 
 
 class _Loop:
@@ -312,9 +312,10 @@ class _Loop:
             self.summary.dropped += len(parsed.dropped)
         with self.store.transaction() as tx:
             tx.insert("models", [_model_row(self.model)], replace=True)
-            tx.insert("generations", generations)
-            tx.insert("outcomes", outcomes)
-            tx.insert("annotations", annotations)
+            # Another process may have settled the same images since we looked.
+            tx.insert("generations", generations, skip_existing=True)
+            tx.insert("outcomes", outcomes, skip_existing=True)
+            tx.insert("annotations", annotations, skip_existing=True)
 
     def _generation_id(self, item: dict) -> str:
         identity = [

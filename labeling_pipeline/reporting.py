@@ -248,7 +248,7 @@ def write_report(
     actions = evaluate_actions(predictions)
     files = report_files(store)
     data = ReportData(
-        title=f"Annotations of {image_root.name}",
+        title=f"Annotation report: {home.path.resolve().name}",
         generated_at=now,
         image_root=str(image_root),
         images=files.statuses.get("accepted", 0),

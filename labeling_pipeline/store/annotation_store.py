@@ -179,16 +179,22 @@ class Transaction:
         """Run one statement and return its rows."""
         return self._connection.execute(sql, list(params)).to_arrow_table()
 
-    def insert(self, table: str, rows: Rows, *, replace: bool = False) -> None:
+    def insert(
+        self, table: str, rows: Rows, *, replace: bool = False, skip_existing: bool = False
+    ) -> None:
         """Append rows, set-based. Columns that are not given take their defaults.
 
         replace: update the given columns where the primary key exists already.
+        skip_existing: leave rows whose primary key exists already as they are; a replay of the
+            same rows then changes nothing.
         """
         data = rows if isinstance(rows, pa.Table) else self._to_arrow(table, rows)
         if data.num_rows == 0:
             return
         columns = ", ".join(f'"{name}"' for name in data.column_names)
-        conflict = self._update_clause(table, data.column_names) if replace else ""
+        conflict = "ON CONFLICT DO NOTHING" if skip_existing else ""
+        if replace:
+            conflict = self._update_clause(table, data.column_names)
         self._connection.register("incoming", data)
         try:
             self._connection.execute(
