@@ -61,6 +61,9 @@ def main(
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("Interrupted. What was answered is kept; the same command goes on from here.")
+        raise typer.Exit(130) from None
     raise typer.Exit(1 if failed else 0)
 
 
@@ -182,6 +185,9 @@ def _note_failures(
             continue
         asset = event.step_key or "?"
         data = event.step_failure_data
+        # Dagster records Ctrl-C as a failure of the step; it means all that would come after too.
+        if data.error and "DagsterExecutionInterruptedError" in data.error.to_string():
+            raise KeyboardInterrupt
         reasons: dict[str, str] = {}
         if data.user_failure_data and "failed" in data.user_failure_data.metadata:
             reasons = dict(data.user_failure_data.metadata["failed"].value)  # type: ignore[arg-type]

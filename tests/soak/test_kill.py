@@ -171,3 +171,29 @@ def test_a_killed_headless_run_is_resumed_by_the_same_command(
         statuses = [run.status for run in instance.get_runs()]
         assert statuses.count(dg.DagsterRunStatus.FAILURE) == 2
         assert statuses.count(dg.DagsterRunStatus.SUCCESS) == len(statuses) - 2
+
+
+def test_ctrl_c_ends_a_headless_run_at_once_and_keeps_what_was_answered(
+    tmp_path: Path, images: Path, plan_file: Path
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    log = home / "asked.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "run.py"), str(images), "--plan", str(plan_file)],
+        cwd=home,
+        env=os.environ | {"LABELING_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(asked_of(log)) < 10 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in output
+    assert "Traceback" not in output
+    assert 4 <= len(answered(AnnotationStore(Home(home).store_path))) < 40
+    assert all(labels == ("cat",) for labels, _ in asked_of(log))
