@@ -123,16 +123,27 @@ def draw_class(
 
 def annotation_of(row: Any) -> Annotation:
     """A row of table ``annotations`` as a value."""
-    has_box = row.x0_px is not None and not pd.isna(row.x0_px)
-    points = row.keypoints if row.keypoints is not None else ()
-    if isinstance(points, float):
-        points = ()
+    has_box = not pd.isna(row.x0_px)
+    point = _given(row.point)
     return Annotation(
         label=row.label,
         bbox=(row.x0_px, row.y0_px, row.x1_px, row.y1_px) if has_box else None,
-        keypoints=tuple(Keypoint(p["name"], p["x_px"], p["y_px"], p["score"]) for p in points),
-        score=None if row.score is None or pd.isna(row.score) else float(row.score),
+        point=(point["x_px"], point["y_px"]) if point is not None else None,
+        polygon=tuple((corner["x_px"], corner["y_px"]) for corner in _given(row.polygon) or ()),
+        keypoints=tuple(
+            Keypoint(p["name"], p["x_px"], p["y_px"], p["score"])
+            for p in _given(row.keypoints) or ()
+        ),
+        text=_given(row.text),
+        score=None if pd.isna(row.score) else float(row.score),
     )
+
+
+def _given(value: Any) -> Any:
+    """A nested value, or ``None`` where pandas put NaN for NULL; arrays become lists."""
+    if value is None or isinstance(value, float):
+        return None
+    return list(value) if hasattr(value, "__array__") else value
 
 
 def _class_images(store: AnnotationStore, class_slug: str) -> pd.DataFrame:
