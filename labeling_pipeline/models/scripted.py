@@ -8,6 +8,7 @@ every key optional:
      "raw_text": "...",                         the whole answer, instead of boxes
      "finish_reason": "length",                 default: stop
      "fail_size_px": [640, 480],                a batch with an image of this size raises
+     "interrupt_batch": 3,                      the third batch raises KeyboardInterrupt, once
      "delay_s": 0.5,                            what a batch takes
      "log": "asked.jsonl"}                      every request is appended here, one line each
 """
@@ -41,13 +42,18 @@ class ScriptedModel(RexOmni):
         self.parameters |= {"checkpoint": "script"}
         self.parameters |= {key: self.script.get(key) for key in _ANSWER_KEYS}
         self.model_key = key_of(self.parameters)
+        self._batches = 0
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Answer from the script.
 
         Raises:
             RuntimeError: the script says that an image of this size breaks the batch.
+            KeyboardInterrupt: the script says that somebody stops the run here.
         """
+        self._batches += 1
+        if self._batches == self.script.get("interrupt_batch"):
+            raise KeyboardInterrupt
         time.sleep(self.script.get("delay_s", 0.0))
         poison = self.script.get("fail_size_px")
         for request in requests:

@@ -149,6 +149,17 @@ def test_replace_with_nothing_but_the_key_keeps_the_row(store: AnnotationStore):
     assert store.query("SELECT value FROM meta WHERE key = 'answer'").num_rows == 1
 
 
+def test_a_replay_that_skips_what_exists_adds_only_what_is_new(store: AnnotationStore):
+    insert(store, "cats")
+    with store.transaction() as tx:
+        rows = [class_row("cats", retired=True), class_row("dogs", retired=True)]
+        tx.insert("classes", rows, skip_existing=True)
+    assert store.query("SELECT class, retired FROM classes ORDER BY class").to_pylist() == [
+        {"class": "cats", "retired": False},
+        {"class": "dogs", "retired": True},
+    ]
+
+
 def test_the_same_key_twice_is_an_error_and_writes_nothing(store: AnnotationStore):
     insert(store, "cats")
     with pytest.raises(duckdb.ConstraintException):
