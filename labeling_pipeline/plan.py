@@ -31,7 +31,7 @@ from labeling_pipeline.images.cleaning import CleaningRules
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, find_card, require_task
-from labeling_pipeline.tasks import RULES, SKELETONS, Skeleton, Task
+from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Skeleton, Task
 
 EVERY_CLASS = "*"
 """Key of ``ask`` that stands for every class without a key of its own."""
@@ -156,7 +156,7 @@ class Plan(BaseModel):
         """The entry whose keypoints tell actions apart, if the plan has one."""
         if self.actions.entry is not None:
             return self.entry(self.actions.entry)
-        return next((e for e in self.entries if e.task is Task.KEYPOINT), None)
+        return next((e for e in self.entries if e.skeleton is PERSON), None)
 
     def with_model(self, model: str | None, **runtime: str | None) -> "Plan":
         """The same plan with every entry on one model and settings from the environment."""

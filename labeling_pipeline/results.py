@@ -22,7 +22,6 @@ from labeling_pipeline.labeling import Progress, class_names, model_keys
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
-from labeling_pipeline.tasks import Task
 
 _SHEET_IMAGES = 6
 _DRAWN = ".drawn.json"
@@ -67,8 +66,8 @@ def export_class(
     written = 0
     for position, entry in enumerate(covering_entries(plan, display_name)):
         own = annotations[(annotations["entry"] == entry.name) & annotations["belongs"]]
-        if entry.task is Task.KEYPOINT:
-            document = build_posture_document(display_name, images, own, image_root)
+        if entry.skeleton is not None:
+            document = build_posture_document(display_name, images, own, image_root, entry.skeleton)
         else:
             document = build_box_document(entry.task, display_name, images, own, image_root)
         path = export_path(results, class_slug, entry.name, first=position == 0)
