@@ -93,17 +93,17 @@ def _run_assets(
 ) -> Ran:
     """Stage by stage, so that a class that fails in one holds up no other class in the next."""
     ran = Ran()
+    # The job that the UI uses too, so that it shows which assets a headless run made.
+    job = definitions.resolve_implicit_global_asset_job_def()
 
     def materialize(names: Sequence[str], chunk: tuple[str, str] | None = None) -> None:
         tags = dict(HEADLESS)
         if chunk:
             tags["dagster/asset_partition_range_start"] = chunk[0]
             tags["dagster/asset_partition_range_end"] = chunk[1]
-        result = dg.materialize(
-            list(definitions.assets or ()),  # type: ignore[arg-type]
-            selection=list(names),
+        result = job.execute_in_process(
+            asset_selection=[dg.AssetKey(name) for name in names],
             instance=instance,
-            resources=dict(definitions.resources or {}),
             tags=tags,
             raise_on_error=False,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},

@@ -12,31 +12,40 @@ import pandas as pd
 from PIL import Image
 
 from labeling_pipeline.labeling import ClassSummary
+from labeling_pipeline.store.ledger import MAX_ATTEMPTS
 
 MAX_ROWS = 20
 
 
 def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
     """What one materialization of an entry did for a class."""
-    rate = summary.generations / summary.seconds if summary.seconds else 0.0
     metadata: dict[str, dg.MetadataValue] = {
         "asked": dg.MetadataValue.text(summary.label),
         "due": dg.MetadataValue.int(summary.due),
         "generations": dg.MetadataValue.int(summary.generations),
         "annotations": dg.MetadataValue.int(summary.annotations),
         "tokens": dg.MetadataValue.int(summary.tokens),
-        "images_per_second": dg.MetadataValue.float(round(rate, 2)),
         "seconds": dg.MetadataValue.float(round(summary.seconds, 2)),
         "model_key": dg.MetadataValue.text(summary.model_key),
         "outcomes": table([{"state": k, "images": v} for k, v in summary.states.items()]),
     }
+    if summary.generations and summary.seconds:
+        # Left out where nothing was asked, so that the plot over time shows real rates only.
+        rate = summary.generations / summary.seconds
+        metadata["images_per_second"] = dg.MetadataValue.float(round(rate, 2))
     if summary.dropped:
         metadata["dropped_pieces"] = dg.MetadataValue.int(summary.dropped)
     if summary.errors:
         rows = [{"image": path, "error": error} for path, error in summary.errors.items()]
         metadata["errors"] = table(rows)
-    if summary.notes:
-        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in summary.notes))
+    notes = summary.notes
+    if not summary.due and not notes:
+        notes = (
+            "nothing was due: every image of the class is settled, or held after "
+            f"{MAX_ATTEMPTS} failed attempts; `force: true` in the run config asks again",
+        )
+    if notes:
+        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in notes))
     return metadata
 
 

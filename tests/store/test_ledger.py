@@ -1,3 +1,4 @@
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ class Dataset:
     def __init__(self, store: AnnotationStore) -> None:
         self.store = store
         self._minutes = 0
-        with store.transaction() as tx:
+
+    def fill(self) -> None:
+        with self.store.transaction() as tx:
             tx.insert(
                 "classes",
                 [{"class": c, "display_name": c.title()} for c in ("cats", "dogs")],
@@ -118,9 +121,17 @@ class Dataset:
         return [float(score) for score in table["score"]]
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store file that every test takes a copy of."""
+    path = tmp_path_factory.mktemp("ledger") / "annotations.duckdb"
+    Dataset(AnnotationStore(path)).fill()
+    return path
+
+
 @pytest.fixture
-def data(tmp_path: Path) -> Dataset:
-    return Dataset(AnnotationStore(tmp_path / "annotations.duckdb"))
+def data(filled: Path, tmp_path: Path) -> Dataset:
+    return Dataset(AnnotationStore(Path(shutil.copy(filled, tmp_path))))
 
 
 # What is due
