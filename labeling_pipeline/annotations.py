@@ -11,6 +11,16 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels, x0 <= x1 and y0 <= y1."""
 
 
+def box_iou(one: Box, two: Box) -> float:
+    """Intersection over union of two boxes, 0..1."""
+    width = min(one[2], two[2]) - max(one[0], two[0])
+    height = min(one[3], two[3]) - max(one[1], two[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, two))
+    return width * height / (areas - width * height)
+
+
 class State(StrEnum):
     """What came of asking one model for one label on one image."""
 
@@ -55,11 +65,17 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One thing found on an image. Which of the geometries is set depends on the task."""
+    """One thing found on an image. Which of the geometries is set depends on the task.
+
+    polygon: corners (x, y) in order, at least three. text: what was read there.
+    """
 
     label: str
     bbox: Box | None = None
+    point: tuple[float, float] | None = None
+    polygon: tuple[tuple[float, float], ...] = ()
     keypoints: tuple[Keypoint, ...] = ()
+    text: str | None = None
     score: float | None = None
     token_scores: TokenScores | None = None
 

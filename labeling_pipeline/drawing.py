@@ -39,7 +39,9 @@ def label_color(label: str) -> str:
 def draw_annotations(
     image: np.ndarray, annotations: Sequence[Annotation], *, title: str | None = None
 ) -> np.ndarray:
-    """Draw boxes, labels with scores, and keypoints with their skeleton.
+    """Draw boxes, points, outlines, keypoints with their skeleton, and what they are.
+
+    Where text was read, it stands in the label's place.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -226,7 +228,8 @@ def _area(annotation: Annotation) -> float:
 
 
 def _text_of(annotation: Annotation) -> str:
-    label = annotation.label if len(annotation.label) <= 40 else f"{annotation.label[:39]}…"
+    label = annotation.label if annotation.text is None else annotation.text
+    label = label if len(label) <= 40 else f"{label[:39]}…"
     return label if annotation.score is None else f"{label} {annotation.score:.2f}"
 
 
@@ -241,12 +244,21 @@ def _draw_geometry(
 ) -> np.ndarray:
     sv = _supervision()
     color = sv.Color.from_hex(label_color(annotation.label))
-    if annotation.bbox is not None:
+    if annotation.polygon:
+        corners = np.rint(np.asarray(annotation.polygon) * scale).astype(np.int32)
+        for shade, width_px in ((sv.Color.WHITE, thickness_px + 2), (color, thickness_px)):
+            canvas = sv.draw_polygon(canvas, corners, shade, width_px)
+    elif annotation.bbox is not None:
         boxes = sv.Detections(xyxy=_on_canvas(annotation, canvas, scale)[None])
         # A white rim keeps the line visible on whatever colour lies under it.
         for shade, width_px in ((sv.Color.WHITE, thickness_px + 2), (color, thickness_px)):
             annotator = sv.BoxAnnotator(shade, width_px, sv.ColorLookup.INDEX)
             canvas = annotator.annotate(canvas, boxes)
+    radius_px = max(3, round(thickness_px * 1.4))
+    if annotation.point is not None:
+        spot = sv.KeyPoints(xy=np.asarray(annotation.point, dtype=np.float32)[None, None] * scale)
+        for shade, radius in ((sv.Color.WHITE, 2 * radius_px + 2), (color, 2 * radius_px)):
+            canvas = sv.VertexAnnotator(shade, radius).annotate(canvas, spot)
     if not annotation.keypoints:
         return canvas
     names = [keypoint.name for keypoint in annotation.keypoints]
@@ -262,16 +274,16 @@ def _draw_geometry(
         edges = [(a + 1, b + 1) for a, b in skeleton.edges]
         for shade, width_px in ((sv.Color.WHITE, thickness_px + 2), (color, thickness_px)):
             canvas = sv.EdgeAnnotator(shade, width_px, edges).annotate(canvas, keypoints)
-    radius_px = max(3, round(thickness_px * 1.4))
     for shade, radius in ((sv.Color.WHITE, radius_px + 1), (color, radius_px)):
         canvas = sv.VertexAnnotator(shade, radius).annotate(canvas, keypoints)
     return canvas
 
 
 def _on_canvas(annotation: Annotation, canvas: np.ndarray, scale: float) -> np.ndarray:
-    """(4,) float: the box in pixels of the canvas, kept inside it."""
+    """(4,) float: the box, or the point, in pixels of the canvas, kept inside it."""
     height, width = canvas.shape[:2]
-    box = np.asarray(annotation.bbox, dtype=float) * scale
+    extent = annotation.bbox or (annotation.point or (0.0, 0.0)) * 2
+    box = np.asarray(extent, dtype=float) * scale
     return np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])
 
 
@@ -279,7 +291,7 @@ def _draw_labels(
     canvas: np.ndarray, annotations: Sequence[Annotation], scale: float, font_px: int
 ) -> np.ndarray:
     sv = _supervision()
-    labelled = [annotation for annotation in annotations if annotation.bbox is not None]
+    labelled = [a for a in annotations if a.bbox is not None or a.point is not None]
     if not labelled:
         return canvas
     texts = [_text_of(annotation) for annotation in labelled]

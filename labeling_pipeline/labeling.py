@@ -26,7 +26,7 @@ from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import due_images
-from labeling_pipeline.tasks import Request
+from labeling_pipeline.tasks import Request, Task
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -194,6 +194,7 @@ class _Loop:
             force=force,
         ).to_pylist()
         self.summary.due = len(due)
+        due = self._settle_without_references(due)
         progress(0, len(due))
         if not due:
             return
@@ -209,6 +210,23 @@ class _Loop:
                 progress(done, len(due))
             if written is not None:
                 written.result()
+
+    def _settle_without_references(self, due: list[dict]) -> list[dict]:
+        """Visual prompting can ask nothing of an image that has no reference boxes."""
+        if self.entry.task is not Task.VISUAL_PROMPTING:
+            return due
+        bare = [item for item in due if item["path"] not in self.entry.references]
+        reason = "no reference boxes: give some for this image under `references` in the plan"
+        rows = [
+            self._outcome(item, slug, label, State.UNSUPPORTED, error=reason)
+            for item in bare
+            for slug, label in self.group.classes.items()
+        ]
+        self.summary.states[State.UNSUPPORTED] += len(bare)
+        with self.store.transaction() as tx:
+            tx.insert("models", [_model_row(self.model)], replace=True)
+            tx.insert("outcomes", rows, skip_existing=True)
+        return [item for item in due if item["path"] in self.entry.references]
 
     def _read_ahead(
         self, due: Sequence[dict]
@@ -247,7 +265,13 @@ class _Loop:
         ]
         readable = [i for i, image in enumerate(images) if not isinstance(image, ImageError)]
         requests = [
-            Request(images[i], self.entry.task, self.group.labels, self.entry.skeleton)  # type: ignore[arg-type]
+            Request(
+                images[i],  # type: ignore[arg-type]
+                self.entry.task,
+                self.group.labels,
+                self.entry.skeleton,
+                self.entry.references.get(items[i]["path"], ()),
+            )
             for i in readable
         ]
         for i, answer in zip(readable, ask(self.model, requests), strict=True):
@@ -438,6 +462,9 @@ def _annotation_row(
         "y0_px": y0,
         "x1_px": x1,
         "y1_px": y1,
+        "point": _xy(annotation.point) if annotation.point else None,
+        "polygon": [_xy(corner) for corner in annotation.polygon] or None,
+        "text": annotation.text,
         "score": annotation.score,
         "geometric_mean": scores.geometric_mean if scores else None,
         "window_mass": scores.window_mass if scores else None,
@@ -447,6 +474,10 @@ def _annotation_row(
         ]
         or None,
     }
+
+
+def _xy(point: tuple[float, float]) -> dict[str, float]:
+    return {"x_px": point[0], "y_px": point[1]}
 
 
 def _model_row(model: Model) -> dict:

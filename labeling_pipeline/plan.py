@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -25,12 +25,13 @@ from pydantic import (
     model_validator,
 )
 
+from labeling_pipeline.annotations import Box
 from labeling_pipeline.errors import PlanError
 from labeling_pipeline.images.cleaning import CleaningRules
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, find_card, require_task
-from labeling_pipeline.tasks import PERSON, Skeleton, Task
+from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Skeleton, Task
 
 EVERY_CLASS = "*"
 """Key of ``ask`` that stands for every class without a key of its own."""
@@ -51,6 +52,13 @@ class Entry(BaseModel):
     ask: dict[ClassName, str] = Field(
         default_factory=dict, description="class -> label; '*' for all others; default: its name"
     )
+    keypoints: Literal["person", "animal", "hand", "face"] = Field(
+        "person", description="whose keypoints, for the task keypoint"
+    )
+    references: dict[str, tuple[Box, ...]] = Field(
+        default_factory=dict,
+        description="image path -> reference boxes in pixels, for the task visual_prompting",
+    )
     distractors: tuple[str, ...] = ()
     group_size: Annotated[int, Field(ge=1)] = 8
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -63,7 +71,12 @@ class Entry(BaseModel):
     @property
     def skeleton(self) -> Skeleton | None:
         """Which keypoints are asked for."""
-        return PERSON if self.task is Task.KEYPOINT else None
+        return SKELETONS[self.keypoints] if self.task is Task.KEYPOINT else None
+
+    @property
+    def labels_per_prompt(self) -> int:
+        """At most so many labels share a prompt."""
+        return min(self.group_size, RULES[self.task].labels_per_prompt or self.group_size)
 
     def covers(self, display_name: str) -> bool:
         """Whether a class is labeled by this entry."""
@@ -71,7 +84,8 @@ class Entry(BaseModel):
 
     def label_for(self, display_name: str) -> str:
         """What is asked for a class."""
-        return self.ask.get(display_name) or self.ask.get(EVERY_CLASS) or display_name
+        named = self.ask.get(display_name) or self.ask.get(EVERY_CLASS)
+        return named or RULES[self.task].default_label or display_name
 
 
 class Actions(BaseModel):
@@ -142,7 +156,7 @@ class Plan(BaseModel):
         """The entry whose keypoints tell actions apart, if the plan has one."""
         if self.actions.entry is not None:
             return self.entry(self.actions.entry)
-        return next((e for e in self.entries if e.task is Task.KEYPOINT), None)
+        return next((e for e in self.entries if e.skeleton is PERSON), None)
 
     def with_model(self, model: str | None, **runtime: str | None) -> "Plan":
         """The same plan with every entry on one model and settings from the environment."""
@@ -310,15 +324,19 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
     }
     labels = list(dict.fromkeys(label_of.values()))
     groups = []
-    for start in range(0, len(labels), entry.group_size):
-        cut = [label for label in labels[start : start + entry.group_size] if not reasons[label]]
+    for start in range(0, len(labels), entry.labels_per_prompt):
+        stop = start + entry.labels_per_prompt
+        cut = [label for label in labels[start:stop] if not reasons[label]]
         if not cut:
             continue
-        distractors = dict.fromkeys(entry.distractors)
+        # A task that takes one label a prompt has no room for others beside it.
+        alone = RULES[entry.task].labels_per_prompt == 1
+        distractors = () if alone else dict.fromkeys(entry.distractors)
         extra = [d for d in distractors if d not in cut and not model.why_unsupported(d)]
         asked = (*cut, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
-        identity = json.dumps([entry.name, entry.task, text, asked])
+        references = [sorted(entry.references.items())] if entry.references else []
+        identity = json.dumps([entry.name, entry.task, text, asked, *references])
         groups.append(
             Group(
                 labels=asked,

@@ -22,7 +22,6 @@ from labeling_pipeline.labeling import Progress, class_names, model_keys
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
-from labeling_pipeline.tasks import Task
 
 _SHEET_IMAGES = 6
 _DRAWN = ".drawn.json"
@@ -67,8 +66,8 @@ def export_class(
     written = 0
     for position, entry in enumerate(covering_entries(plan, display_name)):
         own = annotations[(annotations["entry"] == entry.name) & annotations["belongs"]]
-        if entry.task is Task.KEYPOINT:
-            document = build_posture_document(display_name, images, own, image_root)
+        if entry.skeleton is not None:
+            document = build_posture_document(display_name, images, own, image_root, entry.skeleton)
         else:
             document = build_box_document(entry.task, display_name, images, own, image_root)
         path = export_path(results, class_slug, entry.name, first=position == 0)
@@ -123,16 +122,27 @@ def draw_class(
 
 def annotation_of(row: Any) -> Annotation:
     """A row of table ``annotations`` as a value."""
-    has_box = row.x0_px is not None and not pd.isna(row.x0_px)
-    points = row.keypoints if row.keypoints is not None else ()
-    if isinstance(points, float):
-        points = ()
+    has_box = not pd.isna(row.x0_px)
+    point = _given(row.point)
     return Annotation(
         label=row.label,
         bbox=(row.x0_px, row.y0_px, row.x1_px, row.y1_px) if has_box else None,
-        keypoints=tuple(Keypoint(p["name"], p["x_px"], p["y_px"], p["score"]) for p in points),
-        score=None if row.score is None or pd.isna(row.score) else float(row.score),
+        point=(point["x_px"], point["y_px"]) if point is not None else None,
+        polygon=tuple((corner["x_px"], corner["y_px"]) for corner in _given(row.polygon) or ()),
+        keypoints=tuple(
+            Keypoint(p["name"], p["x_px"], p["y_px"], p["score"])
+            for p in _given(row.keypoints) or ()
+        ),
+        text=_given(row.text),
+        score=None if pd.isna(row.score) else float(row.score),
     )
+
+
+def _given(value: Any) -> Any:
+    """A nested value, or ``None`` where pandas put NaN for NULL; arrays become lists."""
+    if value is None or isinstance(value, float):
+        return None
+    return list(value) if hasattr(value, "__array__") else value
 
 
 def _class_images(store: AnnotationStore, class_slug: str) -> pd.DataFrame:

@@ -10,7 +10,72 @@ class Task(StrEnum):
     """What kind of answer is wanted."""
 
     DETECTION = "detection"
+    FACE = "face"
+    REFERRING = "referring"
+    LAYOUT = "layout"
+    VISUAL_PROMPTING = "visual_prompting"
+    POINTING = "pointing"
     KEYPOINT = "keypoint"
+    OCR_BOX = "ocr_box"
+    OCR_POLYGON = "ocr_polygon"
+    GUI_BOX = "gui_box"
+    GUI_POINT = "gui_point"
+
+
+class Geometry(StrEnum):
+    """What an annotation of a task is drawn with."""
+
+    BOX = "box"
+    POINT = "point"
+    POLYGON = "polygon"
+    KEYPOINTS = "keypoints"
+
+
+@dataclass(frozen=True)
+class TaskRule:
+    """What holds for a task whatever the model.
+
+    default_label: what is asked where the plan says nothing; ``None``: the class's name.
+    labels_per_prompt: at most so many labels share a prompt; ``None``: the plan decides.
+    reads_text: annotations carry the text that was read.
+    """
+
+    geometry: Geometry
+    about: str
+    default_label: str | None = None
+    labels_per_prompt: int | None = None
+    reads_text: bool = False
+
+
+RULES: dict[Task, TaskRule] = {
+    Task.DETECTION: TaskRule(Geometry.BOX, "boxes of things by name"),
+    Task.FACE: TaskRule(Geometry.BOX, "boxes of faces", default_label="human face"),
+    Task.REFERRING: TaskRule(Geometry.BOX, "boxes of what a phrase describes"),
+    Task.LAYOUT: TaskRule(Geometry.BOX, "boxes of the parts of a page"),
+    Task.VISUAL_PROMPTING: TaskRule(
+        Geometry.BOX, "boxes of what looks like the reference boxes", labels_per_prompt=1
+    ),
+    Task.POINTING: TaskRule(Geometry.POINT, "a point on each thing by name"),
+    Task.KEYPOINT: TaskRule(Geometry.KEYPOINTS, "boxes and the keypoints of a skeleton"),
+    Task.OCR_BOX: TaskRule(
+        Geometry.BOX,
+        "text with its boxes, by word or text line",
+        default_label="word",
+        labels_per_prompt=1,
+        reads_text=True,
+    ),
+    Task.OCR_POLYGON: TaskRule(
+        Geometry.POLYGON,
+        "text with its outlines, by word or text line",
+        default_label="word",
+        labels_per_prompt=1,
+        reads_text=True,
+    ),
+    Task.GUI_BOX: TaskRule(Geometry.BOX, "the box of a control on a screen", labels_per_prompt=1),
+    Task.GUI_POINT: TaskRule(
+        Geometry.POINT, "where to click for a control on a screen", labels_per_prompt=1
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +120,54 @@ PERSON = Skeleton(
     ),
 )
 
-SKELETONS: dict[str, Skeleton] = {PERSON.name: PERSON}
+ANIMAL = Skeleton(
+    name="animal",
+    keypoints=(
+        "left eye",
+        "right eye",
+        "nose",
+        "neck",
+        "root of tail",
+        "left shoulder",
+        "left elbow",
+        "left front paw",
+        "right shoulder",
+        "right elbow",
+        "right front paw",
+        "left hip",
+        "left knee",
+        "left back paw",
+        "right hip",
+        "right knee",
+        "right back paw",
+    ),
+    edges=(
+        *((0, 1), (0, 2), (1, 2), (2, 3), (3, 4)),
+        *((3, 5), (5, 6), (6, 7), (3, 8), (8, 9), (9, 10)),
+        *((4, 11), (11, 12), (12, 13), (4, 14), (14, 15), (15, 16)),
+    ),
+)
+
+_FINGERS = ("thumb", "index finger", "middle finger", "ring finger", "pinky finger")
+
+HAND = Skeleton(
+    name="hand",
+    keypoints=("wrist", *(f"{finger} joint {i}" for finger in _FINGERS for i in range(1, 5))),
+    edges=tuple(
+        (0 if joint == 1 else 4 * finger + joint - 1, 4 * finger + joint)
+        for finger in range(5)
+        for joint in range(1, 5)
+    ),
+)
+
+# No list of face keypoints is published with the models: these are the five of common detectors.
+FACE = Skeleton(
+    name="face",
+    keypoints=("left eye", "right eye", "nose", "left mouth corner", "right mouth corner"),
+    edges=((0, 2), (1, 2), (3, 4), (2, 3), (2, 4)),
+)
+
+SKELETONS: dict[str, Skeleton] = {s.name: s for s in (PERSON, ANIMAL, HAND, FACE)}
 
 
 @dataclass(frozen=True)
@@ -65,12 +177,14 @@ class Request:
     image: ``(height, width, 3)`` uint8 RGB, EXIF-upright.
     labels: what is asked for, in the order of the prompt.
     skeleton: for ``Task.KEYPOINT`` only.
+    reference_boxes: for ``Task.VISUAL_PROMPTING`` only: xyxy in pixels of the image.
     """
 
     image: np.ndarray
     task: Task
     labels: tuple[str, ...]
     skeleton: Skeleton | None = None
+    reference_boxes: tuple[tuple[float, float, float, float], ...] = ()
 
     @property
     def size_px(self) -> tuple[int, int]:

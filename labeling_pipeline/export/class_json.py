@@ -14,6 +14,9 @@ Postures::
                       "persons": [{"instance_id": 0, "keypoints": {"nose": [x, y], ...}}],
                       "label": "person", "score": 0.9132, "area": 5.0}]}
 
+Tasks that yield them add ``"point": [x, y]``, ``"polygon": [[x, y], ...]`` and ``"text"``; a point
+has no ``bbox`` and no ``area``.
+
 Unlike COCO, ``bbox`` is two corners. Coordinates are pixels with two decimals, scores have four. A
 keypoint that is not visible is ``null``; every name of the skeleton is always there. What has no
 score says ``null`` too. Every image of the class is listed, also one without annotations.
@@ -71,6 +74,7 @@ def build_box_document(
                 "bbox": _bbox(row),
                 "confidence": _rounded(row.score, 4),
                 "area": _area(row),
+                **_extras(row),
             }
             for number, row in _in_order(images, annotations)
         ],
@@ -167,7 +171,24 @@ def _rounded(value: object, digits: int) -> float | None:
     return round(float(value), digits)  # type: ignore[arg-type]
 
 
-def _bbox(row: Any) -> list[float | None]:
+def _extras(row: Any) -> dict[str, Any]:
+    """What only some tasks yield: a point, an outline, the text that was read."""
+    extras: dict[str, Any] = {}
+    for name in ("point", "polygon", "text"):
+        value = getattr(row, name, None)
+        if value is None or isinstance(value, float):
+            continue
+        if name == "point":
+            value = [_rounded(value["x_px"], 2), _rounded(value["y_px"], 2)]
+        elif name == "polygon":
+            value = [[_rounded(c["x_px"], 2), _rounded(c["y_px"], 2)] for c in value]
+        extras[name] = value
+    return extras
+
+
+def _bbox(row: Any) -> list[float | None] | None:
+    if pd.isna(row.x0_px):
+        return None
     return [_rounded(getattr(row, column), 2) for column in _BOX]
 
 

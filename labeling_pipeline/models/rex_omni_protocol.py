@@ -5,9 +5,11 @@ Source: the prompts and the output format published with IDEA-Research/Rex-Omni.
 Coordinates are the 1000 tokens ``<0>`` .. ``<999>``, relative to the frame the model saw: a bin b
 stands for the pixel ``b / 999 * size``, a pixel x for the bin ``int(clamp(x / size) * 999)``.
 
-Detection answers are runs of
-``<|object_ref_start|>label<|object_ref_end|><|box_start|><x0><y0><x1><y1>, ...<|box_end|>``; a
-label that is not there has ``None`` in place of boxes. Keypoint answers are JSON, usually fenced:
+Answers are runs of
+``<|object_ref_start|>label<|object_ref_end|><|box_start|><x0><y0><x1><y1>, ...<|box_end|>``
+with two numbers for a point, four for a box and more for a polygon; a label that is not there has
+``None`` in place of them. Where text is read, the text stands in the label's place, and it may hold
+a ``<``. Keypoint answers are JSON, usually fenced:
 ``{"person1": {"bbox": " <x0> <y0> <x1> <y1> ", "keypoints": {"nose": " <x> <y> ", "left eye":
 "unvisible"}}}``. Categories are joined with a comma, so a comma inside a label would split it.
 
@@ -18,7 +20,10 @@ The parsers never raise on any text and never repair silently: what is not under
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 from labeling_pipeline.annotations import (
     Annotation,
@@ -30,8 +35,9 @@ from labeling_pipeline.annotations import (
     ParsedAnswer,
     State,
     TokenScores,
+    box_iou,
 )
-from labeling_pipeline.tasks import Skeleton, Task
+from labeling_pipeline.tasks import RULES, Geometry, Skeleton, Task
 
 PROTOCOL_VERSION = 1
 """Part of the model key: raise it when prompts or decoding change."""
@@ -44,42 +50,75 @@ BINS = 1000
 WINDOW_BINS = 24
 """Half width of the window whose probability mass scores a coordinate."""
 
+DUPLICATE_IOU = 0.9
+"""Boxes of one label that overlap more than this are one thing said twice."""
+
+DEGENERATE_RUN = 5
+"""So many repeated boxes, or steps of one arithmetic ladder, are no answer but a loop."""
+
 REF_START, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
 BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
 ABSENT = "None"
 
 _COORDINATE = re.compile(r"<([0-9]{1,3})>")
-_BOX = re.compile(r"\s*(?:<[0-9]{1,3}>\s*){4}")
+_POINT = r"\s*(?:<[0-9]{1,3}>\s*){2}"
+_SHAPES = {
+    Geometry.POINT: re.compile(_POINT),
+    Geometry.BOX: re.compile(rf"(?:{_POINT}){{2}}"),
+    Geometry.POLYGON: re.compile(rf"(?:{_POINT}){{3,}}"),
+}
 _SEPARATOR = re.compile(r"[\s,]*")
 _FENCE = re.compile(r"```(?:json)?\s*")
 
 
-def prompt(task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
+def prompt(
+    task: Task,
+    labels: Sequence[str],
+    skeleton: Skeleton | None = None,
+    references: Sequence[Sequence[int]] = (),
+) -> str:
     """The text of the user turn, exactly as trained.
+
+    references: for visual prompting, boxes as four bins each.
 
     Raises:
         ValueError: a keypoint prompt without a skeleton.
     """
-    return _PROMPTS[task](", ".join(labels), skeleton)
+    if task is Task.KEYPOINT:
+        if skeleton is None:
+            raise ValueError("a keypoint prompt needs a skeleton, got none")
+        return (
+            f"Can you detect each {', '.join(labels)} in the image using a [x0, y0, x1, y1] box "
+            f"format, and then provide the coordinates of its {', '.join(skeleton.keypoints)} as "
+            "[x0, y0]? Output the answer in JSON format."
+        )
+    boxes = {REFERENCE_NAME: ["".join(f"<{b}>" for b in box) for box in references]}
+    return _PROMPTS[task].format(categories=", ".join(labels), references=json.dumps(boxes))
 
 
-def _detection_prompt(categories: str, skeleton: Skeleton | None) -> str:
-    return f"Detect {categories}. Output the bounding box coordinates in [x0, y0, x1, y1] format."
+REFERENCE_NAME = "object_1"
+"""What reference boxes are called in the prompt, and their likes in the answer."""
 
+_DETECT = "Detect {categories}. Output the bounding box coordinates in [x0, y0, x1, y1] format."
 
-def _keypoint_prompt(categories: str, skeleton: Skeleton | None) -> str:
-    if skeleton is None:
-        raise ValueError("a keypoint prompt needs a skeleton, got none")
-    return (
-        f"Can you detect each {categories} in the image using a [x0, y0, x1, y1] box format, and "
-        f"then provide the coordinates of its {', '.join(skeleton.keypoints)} as [x0, y0]? "
-        "Output the answer in JSON format."
-    )
-
-
-_PROMPTS: dict[Task, Callable[[str, Skeleton | None], str]] = {
-    Task.DETECTION: _detection_prompt,
-    Task.KEYPOINT: _keypoint_prompt,
+_PROMPTS: dict[Task, str] = {
+    Task.DETECTION: _DETECT,
+    Task.FACE: _DETECT,
+    Task.REFERRING: _DETECT,
+    Task.LAYOUT: _DETECT,
+    Task.POINTING: "Point to {categories}.",
+    Task.VISUAL_PROMPTING: (
+        "Given reference boxes {references} indicating one or more objects, find all similar "
+        "objects in the image and output their bounding boxes."
+    ),
+    Task.OCR_BOX: "Detect all {categories} and recognize them.",
+    Task.OCR_POLYGON: (
+        "Can you detect all {categories} in this image in polygon format like "
+        "[x0, y0, x1, y1, x2, y2 ...] and then recognize them?"
+    ),
+    # The doubled quote is how it was trained.
+    Task.GUI_BOX: 'Detect element "{categories}"" in the image.',
+    Task.GUI_POINT: 'Point to element "{categories}".',
 }
 
 
@@ -118,8 +157,10 @@ def parse(
     image_size_px: (width, height) of the upright image; boxes are cut at its borders, which
         matters where the frame was padded.
     """
-    reader = _Reader(generation, labels, image_size_px, skeleton)
-    return _READERS[task](reader)
+    reader = _Reader(generation, task, labels, image_size_px, skeleton)
+    if RULES[task].geometry is Geometry.KEYPOINTS:
+        return _read_keypoints(reader)
+    return _read_marked(reader)
 
 
 class _Reader:
@@ -128,10 +169,13 @@ class _Reader:
     def __init__(
         self,
         generation: Generation,
+        task: Task,
         labels: Sequence[str],
         image_size_px: tuple[int, int],
         skeleton: Skeleton | None,
     ) -> None:
+        self.task = task
+        self.rule = RULES[task]
         self.text = generation.raw_text
         self.cut = generation.finish_reason is FinishReason.LENGTH
         self.generation = generation
@@ -141,6 +185,7 @@ class _Reader:
         self.dropped: list[str] = []
         self.annotations: dict[str, list[Annotation]] = {label: [] for label in labels}
         self.states: dict[str, State] = {}
+        self.repeats: Counter[str] = Counter()
         self.presence: dict[str, float] = {}
         self._by_folded = {label.casefold(): label for label in labels}
         self._token_at: dict[int, int] = {}
@@ -151,8 +196,23 @@ class _Reader:
             position += len(token)
 
     def asked(self, label: str) -> str | None:
-        """The asked label that an answered one means, or ``None``."""
-        return label if label in self.annotations else self._by_folded.get(label.casefold())
+        """The asked label that an answered one means, or ``None``.
+
+        Case and number may differ. Where there is but one thing to answer, text or what looks like
+        the reference, whatever stands in the label's place belongs to it.
+        """
+        if self.rule.reads_text or self.task is Task.VISUAL_PROMPTING:
+            return next(iter(self.annotations))
+        if label in self.annotations:
+            return label
+        folded = label.strip().casefold()
+        for candidate in (folded, folded + "s", folded + "es"):
+            if candidate in self._by_folded:
+                return self._by_folded[candidate]
+        for ending in ("s", "es"):
+            if folded.endswith(ending) and folded.removesuffix(ending) in self._by_folded:
+                return self._by_folded[folded.removesuffix(ending)]
+        return None
 
     def drop(self, reason: str, what: str) -> None:
         self.dropped.append(f"{reason}: {what[:200]}")
@@ -186,15 +246,42 @@ class _Reader:
             return None
         return xs[0], ys[0], xs[1], ys[1]
 
+    def points(self, bins: Sequence[int], what: str) -> tuple[tuple[float, float], ...] | None:
+        """Pairs of bins as points inside the image; ``None`` if one lies in the padding."""
+        frame_w, frame_h = self.generation.frame_size_px
+        points = tuple(
+            (from_bin(x, frame_w), from_bin(y, frame_h))
+            for x, y in zip(bins[::2], bins[1::2], strict=True)
+        )
+        width, height = self.image_size_px
+        if any(x > width or y > height for x, y in points):
+            self.drop("outside_image", what)
+            return None
+        return points
+
     def add(self, label: str, annotation: Annotation) -> None:
-        self.annotations[label].append(annotation)
+        """Keep an annotation, unless it says again what an earlier one said."""
+        earlier = self.annotations[label]
+        if annotation.bbox is not None and any(
+            other.bbox is not None
+            and other.text == annotation.text
+            and box_iou(other.bbox, annotation.bbox) > DUPLICATE_IOU
+            for other in earlier
+        ):
+            self.repeats[label] += 1
+            self.drop("duplicate", f"{label} {annotation.bbox}")
+            return
+        earlier.append(annotation)
 
     def result(self) -> ParsedAnswer:
         """Labels without a state of their own get the one that follows from the whole answer."""
         answers = {}
         for label, found in self.annotations.items():
             state = self.states.get(label)
-            if state is None:
+            is_loop = self.cut and _is_ladder(found)
+            if is_loop or self.repeats[label] >= DEGENERATE_RUN:
+                state = State.DEGENERATE
+            elif state is None:
                 if self.cut:
                     state = State.TRUNCATED
                 elif self.complete:
@@ -205,7 +292,7 @@ class _Reader:
         return ParsedAnswer(answers, tuple(self.dropped), self.complete)
 
 
-def _read_detection(reader: _Reader) -> ParsedAnswer:
+def _read_marked(reader: _Reader) -> ParsedAnswer:
     text = reader.text
     none_probs = reader.generation.none_probs
     position = 0
@@ -240,8 +327,11 @@ def _read_detection(reader: _Reader) -> ParsedAnswer:
             continue
         if nth < len(none_probs):
             reader.presence.setdefault(label, 1.0 - none_probs[nth])
-        _read_boxes(reader, label, body_start, body_end, closed)
+        read = answered if reader.rule.reads_text else None
+        _read_shapes(reader, label, body_start, body_end, closed, read)
     _note_stray(reader, text[position:])
+    if reader.rule.reads_text and not text and not reader.cut:
+        reader.states.update(dict.fromkeys(reader.annotations, State.ABSENT))
     return reader.result()
 
 
@@ -251,12 +341,16 @@ def _note_stray(reader: _Reader, text: str) -> None:
         reader.drop("stray", text)
 
 
-def _read_boxes(reader: _Reader, label: str, start: int, end: int, closed: bool) -> None:
-    """The boxes of one label, written in text[start:end]."""
+def _read_shapes(
+    reader: _Reader, label: str, start: int, end: int, closed: bool, read: str | None
+) -> None:
+    """The boxes, points or polygons of one label, written in text[start:end].
+
+    read: the text that was read there, where text is read.
+    """
     text = reader.text
     if text[start:end].strip() == ABSENT:
-        if label not in reader.states:
-            reader.states[label] = State.ABSENT
+        reader.states.setdefault(label, State.ABSENT)
         return
     sound = closed
     if closed and not text[start:end].strip():
@@ -270,22 +364,39 @@ def _read_boxes(reader: _Reader, label: str, start: int, end: int, closed: bool)
         stop = text.find(",", position, end)
         stop = stop if stop >= 0 else end
         piece = text[position:stop]
-        if _BOX.fullmatch(piece):
+        if _SHAPES[reader.rule.geometry].fullmatch(piece):
             bins, scores = reader.coordinates(position, stop)
-            box = reader.box(bins, f"{label} {piece}")
-            if box is not None:
+            shape = _shape(reader, bins, f"{label} {piece}")
+            if shape is not None:
                 score = scores.window_mass if scores else None
-                reader.add(label, Annotation(label, box, score=score, token_scores=scores))
+                reader.add(
+                    label,
+                    Annotation(label, **shape, text=read, score=score, token_scores=scores),
+                )
         else:
             sound = False
-            reader.drop("half_box", f"{label} {piece}")
+            reader.drop(f"half_{reader.rule.geometry}", f"{label} {piece}")
         position = stop
-    if sound:
-        found = bool(reader.annotations[label])
-        reader.states[label] = State.FOUND if found else State.UNPARSED
-    else:
+    if not sound:
         reader.complete = False
         reader.states[label] = State.TRUNCATED if reader.cut and not closed else State.UNPARSED
+    elif reader.states.get(label) in (None, State.ABSENT, State.FOUND):
+        found = bool(reader.annotations[label])
+        reader.states[label] = State.FOUND if found else State.UNPARSED
+
+
+def _shape(reader: _Reader, bins: Sequence[int], what: str) -> dict[str, Any] | None:
+    """The geometry of an annotation, as its keywords."""
+    if reader.rule.geometry is Geometry.BOX:
+        box = reader.box(bins, what)
+        return None if box is None else {"bbox": box}
+    points = reader.points(bins, what)
+    if points is None:
+        return None
+    if reader.rule.geometry is Geometry.POINT:
+        return {"point": points[0]}
+    xs, ys = zip(*points, strict=True)
+    return {"polygon": points, "bbox": (min(xs), min(ys), max(xs), max(ys))}
 
 
 def _read_keypoints(reader: _Reader) -> ParsedAnswer:
@@ -395,13 +506,22 @@ def _string_value(text: str, key: str, start: int, end: int) -> tuple[int, int] 
     return match.span(1) if match else None
 
 
+def _is_ladder(found: Sequence[Annotation]) -> bool:
+    """Whether an answer ends in boxes that follow each other by one and the same step.
+
+    A row of windows looks like that too, so it says something only of an answer without an end.
+    """
+    boxes = [a.bbox for a in found if a.bbox is not None][-DEGENERATE_RUN - 1 :]
+    if len(boxes) <= DEGENERATE_RUN:
+        return False
+    steps = {
+        tuple(round(b - a, 3) for a, b in zip(one, two, strict=True))
+        for one, two in pairwise(boxes)
+    }
+    return len(steps) == 1
+
+
 def _geometric_mean(values: Sequence[float]) -> float:
     if any(value <= 0 for value in values):
         return 0.0
     return math.exp(sum(map(math.log, values)) / len(values))
-
-
-_READERS: dict[Task, Callable[[_Reader], ParsedAnswer]] = {
-    Task.DETECTION: _read_detection,
-    Task.KEYPOINT: _read_keypoints,
-}

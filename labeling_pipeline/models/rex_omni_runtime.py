@@ -112,7 +112,7 @@ class RexOmniRuntime:
         """Answer a batch greedily."""
         started = time.perf_counter()
         frames = [self._frame(request.image) for request in requests]
-        prompts = [protocol.prompt(r.task, r.labels, r.skeleton) for r in requests]
+        prompts = [_prompt(request, frame) for request, frame in zip(requests, frames, strict=True)]
         inputs = self.processor(
             text=[self._chat(prompt) for prompt in prompts],
             images=[Image.fromarray(frame) for frame in frames],
@@ -275,6 +275,21 @@ class _TokenBytes:
             return added
         piece = self._tokenizer.convert_ids_to_tokens(index) or ""
         return bytes(self._byte_of[char] for char in piece)
+
+
+def _prompt(request: Request, frame: np.ndarray) -> str:
+    """The prompt of a request; reference boxes are told in bins of the frame."""
+    height, width = frame.shape[:2]
+    references = [
+        [
+            protocol.to_bin(x0, width),
+            protocol.to_bin(y0, height),
+            protocol.to_bin(x1, width),
+            protocol.to_bin(y1, height),
+        ]
+        for x0, y0, x1, y1 in request.reference_boxes
+    ]
+    return protocol.prompt(request.task, request.labels, request.skeleton, references)
 
 
 def _choose_device(wanted: str) -> torch.device:

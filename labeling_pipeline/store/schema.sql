@@ -104,6 +104,9 @@ CREATE TABLE annotations (
     y0_px DOUBLE,
     x1_px DOUBLE,
     y1_px DOUBLE,
+    point STRUCT(x_px DOUBLE, y_px DOUBLE),
+    polygon STRUCT(x_px DOUBLE, y_px DOUBLE)[],
+    text VARCHAR,                       -- what was read there
     score DOUBLE,
     geometric_mean DOUBLE,
     window_mass DOUBLE,

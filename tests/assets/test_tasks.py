@@ -1,0 +1,91 @@
+"""Every task is an entry one can put in a plan: asset, store, drawing and export."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from definitions import build_definitions
+from labeling_pipeline.home import Environment
+from labeling_pipeline.plan import parse_plan
+from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.tasks import RULES, Geometry, Task
+
+MARKED = "<|object_ref_start|>{}<|object_ref_end|><|box_start|>{}<|box_end|>"
+SHAPES = {
+    Geometry.BOX: "<100><100><500><600>",
+    Geometry.POINT: "<400><300>",
+    Geometry.POLYGON: "<100><100><500><120><480><600><90><580>",
+}
+PERSON = (
+    '```json\n{"cat1": {"bbox": " <100> <100> <500> <600> ", "keypoints": {"nose": " <300> <200> ", '
+    '"left eye": "unvisible"}}}\n```'
+)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_root, script):
+    rule = RULES[task]
+    answer = (
+        PERSON
+        if rule.geometry is Geometry.KEYPOINTS
+        else MARKED.format("read me" if rule.reads_text else "cat", SHAPES[rule.geometry])
+    )
+    references = ""
+    if task is Task.VISUAL_PROMPTING:
+        boxes = {f"cat/{i}.png": [[1, 2, 30, 40]] for i in range(3)}
+        references = f", references: {json.dumps(boxes)}"
+    plan = parse_plan(
+        f"model: {json.dumps(script(raw_text=answer))}\n"
+        f"entries:\n  - {{name: thing, task: {task}, classes: [cat], ask: {{cat: cat}}{references}}}\n"
+    )
+    home = tmp_path / "home"
+    definitions = build_definitions(plan, Environment(home, Path("unused"), image_root, None, None))
+    with dg.DagsterInstance.ephemeral() as instance:
+        for selection, partition in (
+            (["raw_images", "clean_images"], None),
+            (["thing_annotations", "visualizations", "class_exports"], "cat"),
+            (["action_predictions", "har_evaluation", "detection_evaluation"], None),
+            (["annotation_report"], None),
+        ):
+            assert dg.materialize(
+                list(definitions.assets),
+                selection=selection,
+                partition_key=partition,
+                instance=instance,
+                resources=definitions.resources,
+            ).success
+
+    store = AnnotationStore(home / "annotations.duckdb")
+    states = store.query("SELECT state, count(*) AS n FROM outcomes GROUP BY ALL ORDER BY ALL")
+    asked = 3 if references else 4
+    assert states.to_pylist() == [
+        {"state": "found", "n": asked},
+        *([{"state": "unsupported", "n": 1}] if references else []),
+    ]
+    document = json.loads((home / "auto_labeling_results/cat/cat.json").read_text())
+    assert len(document["images"]) == 4
+    assert len(document["annotations"]) == asked
+    annotation = document["annotations"][0]
+    width, height = 120, 100
+    if rule.geometry is Geometry.POINT:
+        assert annotation["point"] == pytest.approx(
+            [400 / 999 * width, 300 / 999 * height], abs=0.01
+        )
+        assert annotation["bbox"] is None
+    else:
+        assert annotation["bbox"][:2] == pytest.approx(
+            [90 / 999 * width, 100 / 999 * height]
+            if rule.geometry is Geometry.POLYGON
+            else [100 / 999 * width, 100 / 999 * height],
+            abs=0.01,
+        )
+    assert ("polygon" in annotation) == (rule.geometry is Geometry.POLYGON)
+    assert annotation.get("text") == ("read me" if rule.reads_text else None)
+    if rule.geometry is Geometry.KEYPOINTS:
+        points = annotation["persons"][0]["keypoints"]
+        assert points["nose"] is not None
+        assert points["left eye"] is None
+        assert len(points) == 17
+    assert len(list((home / "auto_labeling_results/cat").glob("vis_*.jpg"))) == 4
