@@ -16,6 +16,7 @@ from typing import Annotated
 import dagster as dg
 import typer
 from filelock import FileLock, Timeout
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,10 +28,11 @@ from definitions import REPOSITORY, build_definitions
 from labeling_pipeline.errors import ConfigurationError, LabelingError
 from labeling_pipeline.home import Environment, Home, home_for
 from labeling_pipeline.inventory import report_files
-from labeling_pipeline.labeling import class_names
+from labeling_pipeline.labeling import class_names, model_keys
 from labeling_pipeline.plan import Plan, load_plan
 from labeling_pipeline.reporting import class_table, evaluate_entries, evaluate_stored_actions
 from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import current_outcomes
 
 DEFAULT_PLAN = REPOSITORY / "plans/objects.yaml"
 HEADLESS = {"labeling/headless": "true"}
@@ -273,7 +275,10 @@ def _print_classes(store: AnnotationStore, plan: Plan) -> None:
         return
     plain = ["entry", "class", "display_name", "label", "images", "annotations", "mean_score"]
     states = [column for column in rows.columns if column not in plain]
-    table = Table("entry", "class", "asked", "images", "annotations", "mean score", *states)
+    table = Table(
+        *("entry", "class", "asked", "images", "annotations", "mean score", *states),
+        box=box.SIMPLE_HEAD,
+    )
     for row in rows.to_dict("records"):
         table.add_row(
             row["entry"],
@@ -285,12 +290,11 @@ def _print_classes(store: AnnotationStore, plan: Plan) -> None:
             *(str(row[state]) for state in states),
         )
     console.print(table)
-    problems = store.query(
-        "SELECT DISTINCT state, error FROM outcomes WHERE error IS NOT NULL ORDER BY 1, 2 LIMIT 20"
-    )
-    for problem in problems.to_pylist():
-        console.print(f"[yellow]{problem['state']}[/]: ", end="")
-        console.print(problem["error"], markup=False, highlight=False)
+    outcomes = current_outcomes(store, model_keys(plan))
+    problems = outcomes[outcomes["error"].notna()][["state", "error"]].drop_duplicates()
+    for state, error in problems.head(20).itertuples(index=False):
+        console.print(f"[yellow]{state}[/]: ", end="")
+        console.print(error, markup=False, highlight=False)
 
 
 def _print_failures(ran: Ran, images: Path, plan_file: Path) -> None:

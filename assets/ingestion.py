@@ -101,4 +101,4 @@ def _rejects_by_reason(files: FileReport) -> list[dict[str, str | int]]:
 
 def _notes(files: FileReport, status: str) -> dg.MetadataValue:
     notes = [note for note in files.not_accepted if note.status == status]
-    return table([{"file": n.path, "reason": n.reason, "detail": n.detail or ""} for n in notes])
+    return table([{"reason": n.reason, "file": n.path, "detail": n.detail or ""} for n in notes])

@@ -19,15 +19,21 @@ MAX_ROWS = 20
 
 def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
     """What one materialization of an entry did for a class."""
+    standing: list[dict[str, Any]] = [
+        {"state": state, "images": images, "annotations": annotations}
+        for state, (images, annotations) in summary.standing.items()
+    ]
     metadata: dict[str, dg.MetadataValue] = {
         "asked": dg.MetadataValue.text(summary.label),
-        "due": dg.MetadataValue.int(summary.due),
+        "images": dg.MetadataValue.int(sum(row["images"] for row in standing)),
+        "annotations": dg.MetadataValue.int(sum(row["annotations"] for row in standing)),
+        "outcomes": table(standing),
+        "due_in_this_run": dg.MetadataValue.int(summary.due),
         "generations": dg.MetadataValue.int(summary.generations),
-        "annotations": dg.MetadataValue.int(summary.annotations),
+        "new_annotations": dg.MetadataValue.int(summary.annotations),
         "tokens": dg.MetadataValue.int(summary.tokens),
         "seconds": dg.MetadataValue.float(round(summary.seconds, 2)),
         "model_key": dg.MetadataValue.text(summary.model_key),
-        "outcomes": table([{"state": k, "images": v} for k, v in summary.states.items()]),
     }
     if summary.generations and summary.seconds:
         # Left out where nothing was asked, so that the plot over time shows real rates only.

@@ -25,7 +25,7 @@ from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import due_images
+from labeling_pipeline.store.ledger import class_standing, due_images
 from labeling_pipeline.tasks import Request, Task
 
 Progress = Callable[[int, int], None]
@@ -38,7 +38,9 @@ _READ_AHEAD_BATCHES = 2
 class ClassSummary:
     """What one materialization of entry x class did.
 
-    states: outcomes of the class's own images by state, for what was asked in this run.
+    generations, tokens, annotations, dropped, states: of what was asked in this run, over the
+        class's own images.
+    standing: state -> (images, annotations) of the whole class after it.
     errors: image path -> why it failed. notes: what a person should know of, with the fix.
     """
 
@@ -53,6 +55,7 @@ class ClassSummary:
     dropped: int = 0
     seconds: float = 0.0
     states: Counter[str] = field(default_factory=Counter)
+    standing: dict[str, tuple[int, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -118,6 +121,14 @@ def label_class(
         if summary.states[State.FAILED] == summary.due > 0:
             path, error = next(iter(summary.errors.items()))
             raise ModelError(f"all {summary.due} images failed; the first, {path}: {error}")
+    rows = class_standing(
+        store,
+        entry=entry.name,
+        class_slug=class_slug,
+        model_key=model.model_key,
+        threshold=entry.threshold,
+    ).to_pylist()
+    summary.standing = {row["state"]: (row["images"], row["annotations"]) for row in rows}
     summary.seconds = time.perf_counter() - started
     return summary
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from labeling_pipeline.annotations import Annotation, Keypoint
+from labeling_pipeline.annotations import Annotation, Keypoint, box_iou
 from labeling_pipeline.drawing import contact_sheet, draw_annotations, write_jpeg
 from labeling_pipeline.export.class_json import (
     build_box_document,
@@ -24,6 +24,7 @@ from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
 
 _SHEET_IMAGES = 6
+_TWIN_IOU = 0.7
 _DRAWN = ".drawn.json"
 
 
@@ -102,6 +103,7 @@ def draw_class(
     for done, image in enumerate(images.itertuples(index=False), 1):
         rows = by_image.get(image.image_id)
         found = [] if rows is None else [annotation_of(row) for row in rows.itertuples()]
+        found = _without_plain_twins(found)
         name = f"vis_{image.image_number}.jpg"
         shown[name] = hashlib.sha256(repr((image.image_id, found)).encode()).hexdigest()[:16]
         if known.get(name) != shown[name] or not (folder / name).exists():
@@ -118,6 +120,21 @@ def draw_class(
     pictures = [read_image(folder / name) for name in names]
     sheet = contact_sheet(pictures, names, columns=3) if pictures else None
     return DrawingSummary(folder, len(shown), drawn, sheet)
+
+
+def _without_plain_twins(found: list[Annotation]) -> list[Annotation]:
+    """Leave out boxes that a keypoint instance of the same label shows already, for legibility."""
+    instances = [a for a in found if a.keypoints and a.bbox]
+    return [
+        a
+        for a in found
+        if a.keypoints
+        or a.bbox is None
+        or not any(
+            a.label == other.label and box_iou(a.bbox, other.bbox) > _TWIN_IOU  # type: ignore[arg-type]
+            for other in instances
+        )
+    ]
 
 
 def annotation_of(row: Any) -> Annotation:

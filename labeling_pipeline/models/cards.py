@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labeling_pipeline.tasks import Task
 
+CARD_FILE = "card.json"
+"""What a checkpoint folder says of itself: the fields in which it differs from its family."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -88,14 +91,16 @@ def key_of(parameters: dict) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of what a checkpoint folder holds.
+    """Hash of what a checkpoint folder holds, but for the card: what of it can change an answer is
+    among the parameters already.
 
     Weights are sampled, three blocks of 1 MiB a file, so that gigabytes cost milliseconds; all
     else is read in full.
     """
     digest = hashlib.sha256()
     block = 1 << 20
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    for path in sorted(p for p in files if p.name != CARD_FILE):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as file:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, UnknownModelError
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.cards import ModelCard, ModelSettings
+from labeling_pipeline.models.cards import CARD_FILE, ModelCard, ModelSettings
 from labeling_pipeline.tasks import Task
 
 EMBEDDED = "tiny-rex-omni"
@@ -123,7 +123,7 @@ def _folder_card(folder: Path, name: str) -> ModelCard:
             f"known are {', '.join(_FAMILIES)}"
         )
     fields = family.model_dump() | {"name": name, "checkpoint": str(folder), "revision": "folder"}
-    own = folder / "card.json"
+    own = folder / CARD_FILE
     if own.is_file():
         fields |= _read_mapping(own)
     try:

@@ -62,6 +62,39 @@ def due_images(
     )
 
 
+_STANDING = """
+WITH latest AS (
+    SELECT state, generation_id, label
+    FROM outcomes SEMI JOIN (SELECT image_id FROM class_images WHERE class = $1) USING (image_id)
+    WHERE class = $1 AND entry = $2 AND model_key = $3
+    QUALIFY row_number() OVER (
+        PARTITION BY image_id ORDER BY state <> 'failed' DESC, created_at DESC, attempt DESC
+    ) = 1
+)
+SELECT state, count(*) AS images, sum(annotations)::BIGINT AS annotations
+FROM (
+    SELECT state, (
+        SELECT count(*) FROM annotations a
+        WHERE a.generation_id = l.generation_id AND a.label = l.label
+          AND (a.score IS NULL OR a.score >= $4)
+    ) AS annotations
+    FROM latest l
+)
+GROUP BY state ORDER BY state
+"""
+
+
+def class_standing(
+    store: AnnotationStore, *, entry: str, class_slug: str, model_key: str, threshold: float
+) -> pa.Table:
+    """Where one class stands with one model key, whichever run it comes from.
+
+    Returns columns state, images (accepted ones of the class, by their latest outcome) and
+    annotations (of the class's label, from the threshold on).
+    """
+    return store.query(_STANDING, (class_slug, entry, model_key, threshold))
+
+
 # Per image x entry x class: the plan's model key if it has an outcome, else the newest; a failed
 # attempt never hides an earlier answer.
 _CURRENT_OUTCOMES = """

@@ -19,8 +19,8 @@ SHAPES = {
     Geometry.POLYGON: "<100><100><500><120><480><600><90><580>",
 }
 PERSON = (
-    '```json\n{"cat1": {"bbox": " <100> <100> <500> <600> ", "keypoints": {"nose": " <300> <200> ", '
-    '"left eye": "unvisible"}}}\n```'
+    '```json\n{"cat1": {"bbox": " <100> <100> <500> <600> ", '
+    '"keypoints": {"nose": " <300> <200> ", "left eye": "unvisible"}}}\n```'
 )
 
 
@@ -38,7 +38,8 @@ def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_ro
         references = f", references: {json.dumps(boxes)}"
     plan = parse_plan(
         f"model: {json.dumps(script(raw_text=answer))}\n"
-        f"entries:\n  - {{name: thing, task: {task}, classes: [cat], ask: {{cat: cat}}{references}}}\n"
+        "entries:\n"
+        f"  - {{name: thing, task: {task}, classes: [cat], ask: {{cat: cat}}{references}}}\n"
     )
     home = tmp_path / "home"
     definitions = build_definitions(plan, Environment(home, Path("unused"), image_root, None, None))

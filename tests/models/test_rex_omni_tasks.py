@@ -28,9 +28,9 @@ KEYPOINTS = (
             Task.VISUAL_PROMPTING,
             ("cat",),
             {"references": [(12, 412, 339, 568), (0, 1, 2, 3)]},
-            'Given reference boxes {"object_1": ["<12><412><339><568>", "<0><1><2><3>"]} indicating '
-            "one or more objects, find all similar objects in the image and output their bounding "
-            "boxes.",
+            'Given reference boxes {"object_1": ["<12><412><339><568>", "<0><1><2><3>"]} '
+            "indicating one or more objects, find all similar objects in the image and output "
+            "their bounding boxes.",
         ),
         (Task.OCR_BOX, ("word",), {}, "Detect all word and recognize them."),
         (Task.OCR_BOX, ("text line",), {}, "Detect all text line and recognize them."),
