@@ -104,7 +104,7 @@ def one_byte(name: str, at: int) -> Callable[[Path], None]:
 
 
 def add_file(folder: Path) -> None:
-    (folder / "card.json").write_text("{}")
+    (folder / "generation_config.json").write_text("{}")
 
 
 def remove_file(folder: Path) -> None:
@@ -122,6 +122,13 @@ def append(folder: Path) -> None:
 
 def shrink_and_change(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(bytes(3 * MIB + 5))
+
+
+def test_a_fingerprint_says_nothing_of_the_card(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    bare = fingerprint(tmp_path)
+    (tmp_path / "card.json").write_text('{"about": "what it is"}')
+    assert fingerprint(tmp_path) == bare
 
 
 @pytest.mark.parametrize(
