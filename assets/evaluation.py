@@ -120,7 +120,12 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         context.add_output_metadata(metadata)
 
     @dg.asset(
-        deps=[*entries, har_evaluation, detection_evaluation],
+        deps=[
+            *entries,
+            dg.AssetDep("visualizations", partition_mapping=every_class),
+            har_evaluation,
+            detection_evaluation,
+        ],
         group_name="evaluation",
         kinds={"html"},
         description="One self-contained HTML page over everything: open it in a browser.",
