@@ -55,6 +55,9 @@ _LIMBS = [
     for side, color in (("left", _LEFT_LIMB), ("right", _RIGHT_LIMB))
 ]
 
+# In smaller pictures people cannot be told from noise.
+MIN_SIDE_PX = 56
+
 _MAX_OVERLAP_IOU = 0.05
 _PLACEMENT_TRIES = 20
 
@@ -102,11 +105,12 @@ def draw_scene(
         request can yield fewer objects than it names.
 
     Raises:
-        ValueError: a kind is not known, or a side is under 56 px, too small to tell people from
-            noise.
+        ValueError: a kind is not known, or a side is under `MIN_SIDE_PX`.
     """
-    if min(width_px, height_px) < 56:
-        raise ValueError(f"a scene needs sides of at least 56 px, got {width_px} x {height_px}")
+    if min(width_px, height_px) < MIN_SIDE_PX:
+        raise ValueError(
+            f"a scene needs sides of at least {MIN_SIDE_PX} px, got {width_px} x {height_px}"
+        )
     for kind in kinds or ():
         if kind not in SHAPES and kind not in POSTURES and kind != "person":
             raise ValueError(f"unknown kind of object: {kind!r}")

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from labeling_pipeline.models.rex_omni_protocol import SYSTEM_PROMPT, prompt
 from labeling_pipeline.sample.scenes import (
+    MIN_SIDE_PX,
     PERSON_KEYPOINTS,
     POSTURE_LABELS,
     POSTURES,
@@ -342,7 +343,7 @@ def draw_on_grid(rng: np.random.Generator, grid: Grid, kinds: Sequence[str] | No
     choice = rng.random()
     if grid[0] == grid[1] and choice < _PADDED_SHARE:
         long_side = round(width * rng.uniform(1.0, 1.8))
-        short_side = round(long_side / rng.uniform(1.6, 2.6))
+        short_side = max(MIN_SIDE_PX, round(long_side / rng.uniform(1.6, 2.6)))
         sides = (long_side, short_side) if rng.random() < 0.5 else (short_side, long_side)
         return resize_scene(pad_to_square(draw_scene(rng, *sides, kinds)), width, height)
     if choice < _PADDED_SHARE + _RESIZED_SHARE:
