@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from assets.partitions import CLASSES
 from assets.progress import LISTENERS
@@ -275,9 +275,11 @@ def _print_classes(store: AnnotationStore, plan: Plan) -> None:
         return
     plain = ["entry", "class", "display_name", "label", "images", "annotations", "mean_score"]
     states = [column for column in rows.columns if column not in plain]
+    headers = ("entry", "class", "asked", "images", "annotations", "score", *states)
     table = Table(
-        *("entry", "class", "asked", "images", "annotations", "mean score", *states),
+        *(Column(header, no_wrap=True) for header in headers),
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for row in rows.to_dict("records"):
         table.add_row(
