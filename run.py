@@ -280,6 +280,7 @@ def _print_classes(store: AnnotationStore, plan: Plan) -> None:
         *(Column(header, no_wrap=True) for header in headers),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     for row in rows.to_dict("records"):
         table.add_row(

@@ -1,16 +1,20 @@
 """Rex-Omni behind the model protocol. Light: torch and the weights come with the first answer."""
 
+import time
 from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from labeling_pipeline.annotations import Generation, ParsedAnswer
+from labeling_pipeline.errors import ModelError
 from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.cards import ModelCard, ModelSettings, key_of, model_parameters
 from labeling_pipeline.tasks import Request, Skeleton, Task
 
 if TYPE_CHECKING:
     from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
+
+_RELOAD_AFTER_S = 300.0
 
 
 class RexOmni:
@@ -26,6 +30,7 @@ class RexOmni:
         self.model_key = key_of(self.parameters)
         self._runtime: RexOmniRuntime | None = None
         self._lock = Lock()
+        self._failure: tuple[float, ModelError | None] = (0.0, None)
 
     def prompt(self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
         """The text of the user turn."""
@@ -42,11 +47,23 @@ class RexOmni:
             ModelError: the weights could not be loaded.
         """
         with self._lock:
-            if self._runtime is None:
-                from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
+            return self._loaded().generate(requests)
 
+    def _loaded(self) -> "RexOmniRuntime":
+        """The weights. A load that failed is not tried again for a while: reaching for a hub that
+        does not answer takes minutes, and a run over many classes would pay them for each."""
+        if self._runtime is None:
+            failed_at, failure = self._failure
+            if failure is not None and time.monotonic() - failed_at < _RELOAD_AFTER_S:
+                raise ModelError(str(failure)) from failure
+            from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
+
+            try:
                 self._runtime = RexOmniRuntime(self.card, self.settings)
-            return self._runtime.generate(requests)
+            except ModelError as error:
+                self._failure = (time.monotonic(), error)
+                raise
+        return self._runtime
 
     def parse(
         self,

@@ -3,9 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from labeling_pipeline.errors import ConfigurationError, UnknownModelError
+from labeling_pipeline.errors import ConfigurationError, ModelError, UnknownModelError
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import (
     EMBEDDED,
@@ -16,7 +17,7 @@ from labeling_pipeline.models.registry import (
 )
 from labeling_pipeline.models.rex_omni import RexOmni
 from labeling_pipeline.models.scripted import ScriptedModel
-from labeling_pipeline.tasks import Task
+from labeling_pipeline.tasks import Request, Task
 
 
 def checkpoint(folder: Path, model_type: str = "qwen2_5_vl", card: str | None = None) -> Path:
@@ -165,3 +166,16 @@ def test_naming_and_keying_a_model_imports_no_model_library():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.checkpoint
+def test_weights_that_cannot_be_loaded_are_not_reached_for_again_at_once(tmp_path):
+    # A folder that is a checkpoint by its configuration and has no weights.
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    model = load_model(str(tmp_path), ModelSettings())
+    request = Request(np.zeros((8, 8, 3), np.uint8), Task.DETECTION, ("cat",))
+    with pytest.raises(ModelError, match="could not be loaded from") as first:
+        model.generate([request])
+    with pytest.raises(ModelError, match="could not be loaded from") as second:
+        model.generate([request])
+    assert second.value.__cause__ is first.value
