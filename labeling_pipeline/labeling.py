@@ -14,12 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from labeling_pipeline.annotations import Annotation, Generation, State
-from labeling_pipeline.errors import ConfigurationError, ImageError, ModelError
+from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model
@@ -174,6 +172,18 @@ def _record_unsupported(
             tx.insert("outcomes", rows, skip_existing=True)
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """An image made ready for the model. image_size_px: (width, height)."""
+
+    image_size_px: tuple[int, int]
+    prepared: Any
+
+
+_Reading: TypeAlias = _Ready | Exception
+"""What came of reading an image."""
+
+
 class _Loop:
     """One pass over the due images of one group."""
 
@@ -194,6 +204,7 @@ class _Loop:
         self.image_root = image_root
         self.run_id = run_id
         self.summary = summary
+        self._model_is_known = False
 
     def run(self, force: bool, progress: Progress) -> None:
         due = due_images(
@@ -212,11 +223,11 @@ class _Loop:
         done = 0
         with ThreadPoolExecutor(1, "store-writer") as writer:
             written: Future[None] | None = None
-            for items, images in self._read_ahead(due):
-                answers = self._answer(items, images)
+            for items, readings in self._read_ahead(due):
+                answers = self._answer(readings)
                 if written is not None:
                     written.result()
-                written = writer.submit(self._write, items, images, answers)
+                written = writer.submit(self._write, items, readings, answers)
                 done += len(items)
                 progress(done, len(due))
             if written is not None:
@@ -239,14 +250,12 @@ class _Loop:
             tx.insert("outcomes", rows, skip_existing=True)
         return [item for item in due if item["path"] in self.entry.references]
 
-    def _read_ahead(
-        self, due: Sequence[dict]
-    ) -> Iterator[tuple[Sequence[dict], list[np.ndarray | ImageError]]]:
-        """Batches with their pixels, decoded ahead of the model."""
+    def _read_ahead(self, due: Sequence[dict]) -> Iterator[tuple[Sequence[dict], list[_Reading]]]:
+        """Batches, read, decoded and made ready for the model while it works on earlier ones."""
         size = self.model.settings.batch_size
         batches = [due[i : i + size] for i in range(0, len(due), size)]
         with ThreadPoolExecutor(2, "image-reader") as readers:
-            waiting: deque[list[Future]] = deque()
+            waiting: deque[list[Future[_Reading]]] = deque()
             ahead = iter(batches)
 
             def submit_next() -> None:
@@ -257,49 +266,42 @@ class _Loop:
             for _ in range(_READ_AHEAD_BATCHES):
                 submit_next()
             for batch in batches:
-                images = [future.result() for future in waiting.popleft()]
+                readings = [future.result() for future in waiting.popleft()]
                 submit_next()
-                yield batch, images
+                yield batch, readings
 
-    def _read(self, item: dict) -> np.ndarray | ImageError:
+    def _read(self, item: dict) -> _Reading:
         try:
-            return read_image(self.image_root / item["path"])
-        except ImageError as error:
-            return error
-
-    def _answer(
-        self, items: Sequence[dict], images: Sequence[np.ndarray | ImageError]
-    ) -> list[Generation | Exception]:
-        """One answer or error for every image."""
-        answers: list[Generation | Exception] = [
-            image if isinstance(image, ImageError) else ModelError("not asked") for image in images
-        ]
-        readable = [i for i, image in enumerate(images) if not isinstance(image, ImageError)]
-        requests = [
-            Request(
-                images[i],  # type: ignore[arg-type]
+            request = Request(
+                read_image(self.image_root / item["path"]),
                 self.entry.task,
                 self.group.labels,
                 self.entry.skeleton,
-                self.entry.references.get(items[i]["path"], ()),
+                self.entry.references.get(item["path"], ()),
             )
-            for i in readable
-        ]
-        for i, answer in zip(readable, ask(self.model, requests), strict=True):
-            answers[i] = answer
-        return answers
+            return _Ready(request.size_px, self.model.prepare(request))
+        except (ModelError, ConfigurationError):
+            raise
+        except Exception as error:  # whatever one image does to a decoder or a processor
+            return error
+
+    def _answer(self, readings: Sequence[_Reading]) -> list[Generation | Exception]:
+        """One answer or error for every image."""
+        ready = [reading.prepared for reading in readings if isinstance(reading, _Ready)]
+        answered = iter(ask(self.model, ready))
+        return [next(answered) if isinstance(r, _Ready) else r for r in readings]
 
     def _write(
         self,
         items: Sequence[dict],
-        images: Sequence[np.ndarray | ImageError],
+        readings: Sequence[_Reading],
         answers: Sequence[Generation | Exception],
     ) -> None:
         generations: list[dict] = []
         outcomes: list[dict] = []
         annotations: list[dict] = []
-        for item, image, answer in zip(items, images, answers, strict=True):
-            if isinstance(answer, Exception) or isinstance(image, ImageError):
+        for item, reading, answer in zip(items, readings, answers, strict=True):
+            if isinstance(answer, Exception) or isinstance(reading, Exception):
                 error = f"{type(answer).__name__}: {answer}"
                 self.summary.errors[item["path"]] = error
                 self.summary.states[State.FAILED] += 1
@@ -308,9 +310,12 @@ class _Loop:
                     for slug, label in self.group.classes.items()
                 ]
                 continue
-            size_px = (image.shape[1], image.shape[0])
             parsed = self.model.parse(
-                answer, self.entry.task, self.group.labels, size_px, self.entry.skeleton
+                answer,
+                self.entry.task,
+                self.group.labels,
+                reading.image_size_px,
+                self.entry.skeleton,
             )
             generation_id = self._generation_id(item)
             generations.append(self._generation_row(item, generation_id, answer))
@@ -346,7 +351,9 @@ class _Loop:
             self.summary.tokens += len(answer.tokens)
             self.summary.dropped += len(parsed.dropped)
         with self.store.transaction() as tx:
-            tx.insert("models", [_model_row(self.model)], replace=True)
+            if not self._model_is_known:
+                tx.insert("models", [_model_row(self.model)], replace=True)
+                self._model_is_known = True
             # Another process may have settled the same images since we looked.
             tx.insert("generations", generations, skip_existing=True)
             tx.insert("outcomes", outcomes, skip_existing=True)
@@ -399,23 +406,23 @@ class _Loop:
         }
 
 
-def ask(model: Model, requests: Sequence[Request]) -> list[Generation | Exception]:
-    """One answer or error for every request; a batch that fails is bisected.
+def ask(model: Model, prepared: Sequence[Any]) -> list[Generation | Exception]:
+    """One answer or error for every prepared request; a batch that fails is bisected.
 
     Raises:
         ModelError, ConfigurationError: nothing can be asked at all, so it is no image's fault.
     """
-    if not requests:
+    if not prepared:
         return []
     try:
-        return list(model.generate(requests))
+        return list(model.forward(prepared))
     except (ModelError, ConfigurationError):
         raise
     except Exception as error:  # whatever one image does to a model library
-        if len(requests) == 1:
+        if len(prepared) == 1:
             return [error]
-        half = len(requests) // 2
-        return ask(model, requests[:half]) + ask(model, requests[half:])
+        half = len(prepared) // 2
+        return ask(model, prepared[:half]) + ask(model, prepared[half:])
 
 
 def _outcome_row(

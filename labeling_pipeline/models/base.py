@@ -2,7 +2,7 @@
 needs the weights."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from labeling_pipeline.annotations import Generation, ParsedAnswer
 from labeling_pipeline.models.cards import ModelCard, ModelSettings
@@ -29,13 +29,26 @@ class Model(Protocol):
         """Why this label must not be asked, with the fix; ``None`` if it may."""
         ...
 
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Answer a batch, in order.
+    def prepare(self, request: Request) -> Any:
+        """Make one request ready for the forward pass; runs in threads beside it.
+
+        Raises:
+            ModelError: the model could not be loaded.
+            Exception: whatever this image does to a processor; costs this image.
+        """
+        ...
+
+    def forward(self, prepared: Sequence[Any]) -> list[Generation]:
+        """Answer a batch of prepared requests, in order.
 
         Raises:
             ModelError: the model could not be loaded.
             Exception: whatever the forward pass raised; the caller bisects the batch.
         """
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Prepare and answer a batch, in order."""
         ...
 
     def parse(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labeling_pipeline.annotations import Generation, ParsedAnswer
 from labeling_pipeline.errors import ModelError
@@ -29,7 +29,8 @@ class RexOmni:
         self.parameters = model_parameters(card, settings, self.protocol_version)
         self.model_key = key_of(self.parameters)
         self._runtime: RexOmniRuntime | None = None
-        self._lock = Lock()
+        self._load_lock = Lock()
+        self._forward_lock = Lock()
         self._failure: tuple[float, ModelError | None] = (0.0, None)
 
     def prompt(self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
@@ -40,30 +41,44 @@ class RexOmni:
         """Why this label must not be asked, with the fix; ``None`` if it may."""
         return protocol.why_unsupported(label) or self.card.why_not_in_vocabulary(label)
 
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Answer a batch in one pass of the model, in order. Shapes may differ.
+    def prepare(self, request: Request) -> Any:
+        """Resize and cut the image into patches and write the prompt.
 
         Raises:
             ModelError: the weights could not be loaded.
         """
-        with self._lock:
-            return self._loaded().generate(requests)
+        return self._loaded().prepare(request)
+
+    def forward(self, prepared: Sequence[Any]) -> list[Generation]:
+        """Answer a batch in one pass of the model, in order. Sizes and tasks may differ.
+
+        Raises:
+            ModelError: the weights could not be loaded.
+        """
+        runtime = self._loaded()
+        with self._forward_lock:
+            return runtime.forward(prepared)
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Prepare and answer a batch, in order."""
+        return self.forward([self.prepare(request) for request in requests])
 
     def _loaded(self) -> "RexOmniRuntime":
         """The weights. A load that failed is not tried again for a while: reaching for a hub that
         does not answer takes minutes, and a run over many classes would pay them for each."""
-        if self._runtime is None:
-            failed_at, failure = self._failure
-            if failure is not None and time.monotonic() - failed_at < _RELOAD_AFTER_S:
-                raise ModelError(str(failure)) from failure
-            from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
+        with self._load_lock:
+            if self._runtime is None:
+                failed_at, failure = self._failure
+                if failure is not None and time.monotonic() - failed_at < _RELOAD_AFTER_S:
+                    raise ModelError(str(failure)) from failure
+                from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
 
-            try:
-                self._runtime = RexOmniRuntime(self.card, self.settings)
-            except ModelError as error:
-                self._failure = (time.monotonic(), error)
-                raise
-        return self._runtime
+                try:
+                    self._runtime = RexOmniRuntime(self.card, self.settings)
+                except ModelError as error:
+                    self._failure = (time.monotonic(), error)
+                    raise
+            return self._runtime
 
     def parse(
         self,

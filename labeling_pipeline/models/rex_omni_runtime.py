@@ -16,6 +16,7 @@ Facts this module stands on:
 import codecs
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -72,7 +73,7 @@ class RexOmniRuntime:
         if card.revision == "folder":
             source = {}
         try:
-            image_processor = AutoImageProcessor.from_pretrained(
+            self.image_processor = AutoImageProcessor.from_pretrained(
                 card.checkpoint,
                 backend="pil",
                 min_pixels=card.min_pixels,
@@ -88,10 +89,11 @@ class RexOmniRuntime:
                 f"{card.name} could not be loaded from {card.checkpoint}: {error}. Check the name, "
                 "the network, and `cache_dir`; a folder with the checkpoint works offline."
             ) from error
-        if self.device.type == "cpu" and self.model.num_parameters() < _SMALL_MODEL_PARAMETERS:
-            torch.set_num_threads(1)
+        self._is_small = (
+            self.device.type == "cpu" and self.model.num_parameters() < _SMALL_MODEL_PARAMETERS
+        )
         self.processor = ImageTextProcessor(
-            image_processor=image_processor,
+            image_processor=self.image_processor,
             tokenizer=self.tokenizer,
             chat_template=self.tokenizer.chat_template,
         )
@@ -107,18 +109,35 @@ class RexOmniRuntime:
         self._none = self.tokenizer(protocol.ABSENT, add_special_tokens=False).input_ids[0]
         self._ends = [ids("<|im_end|>"), ids("<|endoftext|>")]
 
+    def prepare(self, request: Request) -> "PreparedRequest":
+        """Cut the frame into patches and write the prompt around as many image tokens."""
+        self._use_few_threads()
+        frame = self._frame(request.image)
+        prompt = _prompt(request, frame)
+        pixels = self.image_processor(images=[Image.fromarray(frame)], return_tensors="pt")
+        merged = self.image_processor.merge_size**2
+        count = int(pixels["image_grid_thw"].prod()) // merged
+        image_token = self.processor.image_token
+        return PreparedRequest(
+            prompt=prompt,
+            text=self._chat(prompt).replace(image_token, image_token * count, 1),
+            pixel_values=pixels["pixel_values"],
+            image_grid_thw=pixels["image_grid_thw"],
+            frame_size_px=(frame.shape[1], frame.shape[0]),
+        )
+
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+    def forward(self, prepared: Sequence["PreparedRequest"]) -> list[Generation]:
         """Answer a batch greedily."""
+        self._use_few_threads()
         started = time.perf_counter()
-        frames = [self._frame(request.image) for request in requests]
-        prompts = [_prompt(request, frame) for request, frame in zip(requests, frames, strict=True)]
-        inputs = self.processor(
-            text=[self._chat(prompt) for prompt in prompts],
-            images=[Image.fromarray(frame) for frame in frames],
-            padding=True,
-            return_tensors="pt",
-        ).to(self.device)
+        inputs = self.tokenizer([p.text for p in prepared], padding=True, return_tensors="pt")
+        # Without the token types the 3-D positions of the image would silently be lost.
+        image_tokens = inputs["input_ids"] == self.processor.image_token_id
+        inputs["mm_token_type_ids"] = image_tokens.to(torch.int)
+        inputs["pixel_values"] = torch.cat([p.pixel_values for p in prepared])
+        inputs["image_grid_thw"] = torch.cat([p.image_grid_thw for p in prepared])
+        inputs = inputs.to(self.device)
         recorder = TokenRecorder(self._first_bin, self._none)
         processors: list[LogitsProcessor] = [recorder]
         if self.card.repetition_penalty != 1.0:
@@ -134,13 +153,16 @@ class RexOmniRuntime:
         )
         answers = sequences[:, inputs["input_ids"].shape[1] :]
         records = recorder.finish(answers)
-        latency_s = (time.perf_counter() - started) / len(requests)
+        latency_s = (time.perf_counter() - started) / len(prepared)
         return [
-            self._generation(prompt, frame, ids, record, latency_s)
-            for prompt, frame, ids, record in zip(
-                prompts, frames, answers.tolist(), records, strict=True
-            )
+            self._generation(one, ids, record, latency_s)
+            for one, ids, record in zip(prepared, answers.tolist(), records, strict=True)
         ]
+
+    def _use_few_threads(self) -> None:
+        # OpenMP keeps this number for each calling thread, so it is said in every one.
+        if self._is_small:
+            torch.set_num_threads(1)
 
     def _frame(self, image: np.ndarray) -> np.ndarray:
         """The pixels as the card wants them: odd aspects padded to a square, right and below."""
@@ -165,8 +187,7 @@ class RexOmniRuntime:
 
     def _generation(
         self,
-        prompt: str,
-        frame: np.ndarray,
+        prepared: "PreparedRequest",
         ids: list[int],
         record: "TokenRecord",
         latency_s: float,
@@ -175,7 +196,7 @@ class RexOmniRuntime:
         kept = ids[:end]
         box_starts = [i for i, token in enumerate(kept) if token == self._box_start]
         return Generation(
-            prompt=prompt,
+            prompt=prepared.prompt,
             tokens=self._token_bytes.texts(kept),
             token_logprobs=tuple(record.logprobs[: len(kept)].tolist()),
             token_window_mass=tuple(record.window_mass[: len(kept)].tolist()),
@@ -183,9 +204,26 @@ class RexOmniRuntime:
                 float(record.none_probs[i + 1]) for i in box_starts if i + 1 < len(ids)
             ),
             finish_reason=FinishReason.LENGTH if end is None else FinishReason.STOP,
-            frame_size_px=(frame.shape[1], frame.shape[0]),
+            frame_size_px=prepared.frame_size_px,
             latency_s=latency_s,
         )
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request ready for the forward pass.
+
+    text: the whole chat, with one image token for every merged patch.
+    pixel_values: (patches, 1176) float32. image_grid_thw: (1, 3) int, patches along time, height
+        and width.
+    frame_size_px: (width, height) that coordinates refer to.
+    """
+
+    prompt: str
+    text: str
+    pixel_values: torch.Tensor
+    image_grid_thw: torch.Tensor
+    frame_size_px: tuple[int, int]
 
 
 class TokenRecord:

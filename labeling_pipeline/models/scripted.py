@@ -44,7 +44,11 @@ class ScriptedModel(RexOmni):
         self.model_key = key_of(self.parameters)
         self._batches = 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+    def prepare(self, request: Request) -> Request:
+        """A script needs nothing prepared."""
+        return request
+
+    def forward(self, prepared: Sequence[Request]) -> list[Generation]:
         """Answer from the script.
 
         Raises:
@@ -56,14 +60,14 @@ class ScriptedModel(RexOmni):
             raise KeyboardInterrupt
         time.sleep(self.script.get("delay_s", 0.0))
         poison = self.script.get("fail_size_px")
-        for request in requests:
+        for request in prepared:
             if poison is not None and list(request.size_px) == list(poison):
                 raise RuntimeError(f"scripted failure on an image of {poison} px")
         if log := self.script.get("log"):
-            lines = [json.dumps({"size_px": r.size_px, "labels": r.labels}) for r in requests]
+            lines = [json.dumps({"size_px": r.size_px, "labels": r.labels}) for r in prepared]
             with Path(log).open("a") as file:
                 file.write("".join(f"{line}\n" for line in lines))
-        return [self._scripted(request) for request in requests]
+        return [self._scripted(request) for request in prepared]
 
     def _scripted(self, request: Request) -> Generation:
         text = self.script.get("raw_text")

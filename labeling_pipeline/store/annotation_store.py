@@ -37,6 +37,7 @@ class AnnotationStore:
         self.busy_timeout_s = busy_timeout_s
         self._lock = FileLock(f"{self.path}.lock")
         self._ready = False
+        self._table_schemas: dict[str, pa.Schema] = {}
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one read-only statement.
@@ -67,7 +68,7 @@ class AnnotationStore:
             try:
                 with self._damage_named():
                     connection.begin()
-                    yield Transaction(connection)
+                    yield Transaction(connection, self._table_schemas)
                     connection.commit()
             finally:
                 # An open transaction is rolled back by closing.
@@ -168,8 +169,11 @@ class AnnotationStore:
 class Transaction:
     """What can be done while the store is open for writing."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, table_schemas: dict[str, pa.Schema]
+    ) -> None:
         self._connection = connection
+        self._table_schemas = table_schemas
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> None:
         """Run one statement."""
@@ -207,7 +211,10 @@ class Transaction:
         """Types come from the table, so that a column of nothing but NULL still has one."""
         if not rows:
             return pa.table({})
-        schema = self._connection.execute(f"SELECT * FROM {table} LIMIT 0").to_arrow_table().schema
+        schema = self._table_schemas.get(table)
+        if schema is None:
+            empty = self._connection.execute(f"SELECT * FROM {table} LIMIT 0")
+            schema = self._table_schemas[table] = empty.to_arrow_table().schema
         fields = [schema.field(name) for name in rows[0]]
         return pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(fields))
 

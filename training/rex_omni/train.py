@@ -1,6 +1,6 @@
 """Trains the tiny Rex-Omni checkpoint from scratch on one CPU thread.
 
-    python -m training.rex_omni.train --minutes 78 --run runs/rex-omni
+    python -m training.rex_omni.train --minutes 77 --run runs/rex-omni
 
 The model computes in bfloat16 and is updated in float32: Muon on matrices, AdamW on embeddings,
 norms and biases. A state is saved every few minutes; the same command goes on from it.
@@ -174,10 +174,10 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of states and log")
-    parser.add_argument("--minutes", type=float, default=78.0)
+    parser.add_argument("--minutes", type=float, default=77.0)
     parser.add_argument("--pictures", type=int, default=16, help="pictures in a batch")
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=2e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.008)
+    parser.add_argument("--adam-lr", type=float, default=1e-3)
     parser.add_argument("--hold", type=float, default=0.3, help="share of the run at peak rate")
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
