@@ -1,6 +1,8 @@
 """Every task: its prompt to the byte, and answers of the published format read out."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labeling_pipeline.annotations import FinishReason, State
 from labeling_pipeline.models import rex_omni_protocol as protocol
@@ -179,3 +181,41 @@ def test_a_ladder_that_never_ends_is_degenerate_and_a_row_of_windows_is_not():
 def test_every_task_says_what_it_is_drawn_with():
     assert set(RULES) == set(Task)
     assert {rule.geometry for rule in RULES.values()} == set(Geometry)
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "<|object_ref_start|>",
+            "<|object_ref_end|>",
+            "<|box_start|>",
+            "<|box_end|>",
+            *("None", "cat", "cats", "object_1", "a<b", ", ", " ", "{", '"', "\n"),
+            *("<0>", "<7>", "<500>", "<999>", "<1000>", "<", ">"),
+        ]
+    )
+    | st.text(max_size=3),
+    max_size=40,
+).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=PIECES, task=st.sampled_from(list(Task)), reason=st.sampled_from(list(FinishReason)))
+def test_no_text_raises_and_nothing_leaves_the_image(text, task, reason):
+    generation = generation_of(text, (200, 100), finish_reason=reason)
+    parsed = protocol.parse(generation, task, ("cat",), (150, 100), PERSON)
+    assert set(parsed.labels) == {"cat"}
+    for annotation in parsed.labels["cat"].annotations:
+        points = [*annotation.polygon]
+        if annotation.point is not None:
+            points.append(annotation.point)
+        if annotation.bbox is not None:
+            x0, y0, x1, y1 = annotation.bbox
+            assert x0 <= x1
+            assert y0 <= y1
+            points += [(x0, y0), (x1, y1)]
+        points += [(k.x_px, k.y_px) for k in annotation.keypoints if k.x_px is not None]
+        assert points
+        assert all(0 <= x <= 150 and 0 <= y <= 100 for x, y in points)
+        if annotation.text is not None:
+            assert annotation.text in text
