@@ -4,11 +4,14 @@ python -m training.rex_omni.export runs/rex-omni/final.pt labeling_pipeline/mode
 """  # noqa: E501
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import Qwen2VLImageProcessorPil
 
+from labeling_pipeline.models.cards import CARD_FILE
+from labeling_pipeline.models.registry import EMBEDDED, find_card
 from training.rex_omni.architecture import MAX_PIXELS, MIN_PIXELS, initialize, make_config
 from training.rex_omni.tokenizer import build_tokenizer
 
@@ -28,6 +31,10 @@ def export(weights: Path, folder: Path) -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS).save_pretrained(folder)
+    # What the checkpoint knows and wants does not depend on how well it was trained.
+    card = Path(find_card(EMBEDDED).checkpoint) / CARD_FILE
+    if card.parent.resolve() != folder.resolve():
+        shutil.copyfile(card, folder / CARD_FILE)
 
 
 def main() -> None:
