@@ -114,7 +114,7 @@ def _run_assets(
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
         ran.run_ids.append(result.run_id)
-        _note_failures(ran, result, chunk)
+        _note_failures(ran, result)
 
     materialize(["raw_images", "clean_images"])
     if ran.failures:
@@ -179,9 +179,7 @@ def _chunks(instance: dg.DagsterInstance, wanted: set[str]) -> Iterator[tuple[st
         yield chunk[0], chunk[-1]
 
 
-def _note_failures(
-    ran: Ran, result: dg.ExecuteInProcessResult, chunk: tuple[str, str] | None
-) -> None:
+def _note_failures(ran: Ran, result: dg.ExecuteInProcessResult) -> None:
     for event in result.all_events:
         if not event.is_step_failure:
             continue
