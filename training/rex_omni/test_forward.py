@@ -18,6 +18,8 @@ from training.rex_omni.architecture import (
 )
 from training.rex_omni.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.checkpoint
+
 GRIDS = [(4, 4), (6, 6), (7, 7), (6, 8), (9, 5)]
 
 
