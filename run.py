@@ -30,7 +30,12 @@ from labeling_pipeline.home import Environment, Home, home_for
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.labeling import class_names, model_keys
 from labeling_pipeline.plan import Plan, load_plan
-from labeling_pipeline.reporting import class_table, evaluate_entries, evaluate_stored_actions
+from labeling_pipeline.reporting import (
+    class_table,
+    evaluate_entries,
+    evaluate_stored_actions,
+    why_not_predicted,
+)
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_outcomes
 
@@ -243,7 +248,7 @@ def _print_summary(
             console.print(f"[bold]{entry}[/] keypoints: PCK {_ratio(evaluation.keypoints.pck)}")
     actions = evaluate_stored_actions(store)
     if actions.images and actions.accuracy_all is None:
-        reasons = "; ".join(f"{reason} ({n} images)" for reason, n in actions.reasons.items())
+        reasons = escape(why_not_predicted(actions))
         console.print(f"[bold]Human-action recognition[/]: not possible: {reasons}")
     elif actions.images:
         console.print(

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from assets.metadata import fixed, frame_table, png, table
+from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting import (
     action_figures,
     class_table,
     detection_figures,
     evaluate_entries,
-    evaluate_stored_actions,
     predict_and_store_actions,
     stored_action_predictions,
     write_figures,
@@ -70,9 +70,9 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     def har_evaluation(
         context: dg.AssetExecutionContext, annotation_store: AnnotationStoreResource
     ) -> None:
-        store = annotation_store.open()
-        evaluation = evaluate_stored_actions(store)
-        figures = action_figures(stored_action_predictions(store), evaluation)
+        predictions = stored_action_predictions(annotation_store.open())
+        evaluation = evaluate_actions(predictions)
+        figures = action_figures(predictions, evaluation)
         paths = write_figures(annotation_store.at().reports / "har", figures)
         context.add_output_metadata(
             {

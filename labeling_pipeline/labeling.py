@@ -166,10 +166,15 @@ def _record_unsupported(
         for item in due
     ]
     summary.states[State.UNSUPPORTED] += len(rows)
-    if rows:
+    _write_unasked(store, model, rows)
+
+
+def _write_unasked(store: AnnotationStore, model: Model, outcomes: Sequence[dict]) -> None:
+    """Record outcomes that no answer stands behind."""
+    if outcomes:
         with store.transaction() as tx:
             tx.insert("models", [_model_row(model)], replace=True)
-            tx.insert("outcomes", rows, skip_existing=True)
+            tx.insert("outcomes", outcomes, skip_existing=True)
 
 
 @dataclass(frozen=True)
@@ -245,9 +250,7 @@ class _Loop:
             for slug, label in self.group.classes.items()
         ]
         self.summary.states[State.UNSUPPORTED] += len(bare)
-        with self.store.transaction() as tx:
-            tx.insert("models", [_model_row(self.model)], replace=True)
-            tx.insert("outcomes", rows, skip_existing=True)
+        _write_unasked(self.store, self.model, rows)
         return [item for item in due if item["path"] in self.entry.references]
 
     def _read_ahead(self, due: Sequence[dict]) -> Iterator[tuple[Sequence[dict], list[_Reading]]]:

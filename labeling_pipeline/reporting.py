@@ -116,9 +116,10 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
     """
     entry = plan.action_entry()
     if entry is None:
-        with store.transaction() as tx:
-            tx.execute("DELETE FROM action_predictions WHERE method = $1", (KEYPOINT_METHOD,))
-        return pd.DataFrame(columns=["image_id", "true_action", "predicted_action", "reason"])
+        nothing = pd.DataFrame(columns=["image_id", "true_action", "predicted_action", "reason"])
+        _replace_predictions(store, nothing, None)
+        return nothing
+    keys = model_keys(plan)
     names = {slug: name for slug, name in class_names(store).items() if entry.covers(name)}
     # A file that lies in no class folder belongs to every class and has no true action.
     images = store.query(
@@ -130,7 +131,7 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
         """
     ).to_pandas()
     images = images[images["class"].isin(list(names))]
-    people = current_annotations(store, model_keys(plan), thresholds(plan))
+    people = current_annotations(store, keys, thresholds(plan))
     people = people[(people["entry"] == entry.name) & people["belongs"]]
     best = people.sort_values("score", ascending=False).drop_duplicates("image_id")
     best = best.assign(bbox=list(best[_BOX].to_numpy()))[["image_id", "keypoints", "bbox"]]
@@ -138,7 +139,14 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
     rows = rows.astype({"keypoints": object, "bbox": object})
     rows = rows.where(rows.notna(), None)
     predictions = predict_actions(rows, folds=plan.actions.folds, seed=plan.actions.seed)
-    key = model_keys(plan)[entry.name]
+    _replace_predictions(store, predictions, keys[entry.name])
+    return predictions
+
+
+def _replace_predictions(
+    store: AnnotationStore, predictions: pd.DataFrame, model_key: str | None
+) -> None:
+    """Make these the predictions of the keypoint method, in place of all earlier ones."""
     with store.transaction() as tx:
         tx.execute("DELETE FROM action_predictions WHERE method = $1", (KEYPOINT_METHOD,))
         tx.insert(
@@ -147,7 +155,7 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
                 {
                     "image_id": row.image_id,
                     "method": KEYPOINT_METHOD,
-                    "model_key": key,
+                    "model_key": model_key,
                     "true_action": row.true_action,
                     "predicted_action": row.predicted_action,
                     "probabilities": json.dumps(row.probabilities) if row.probabilities else None,
@@ -157,7 +165,6 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
                 for row in predictions.itertuples()
             ],
         )
-    return predictions
 
 
 def stored_action_predictions(store: AnnotationStore) -> pd.DataFrame:
@@ -248,6 +255,7 @@ def write_report(
     evaluations = evaluate_entries(store, plan, image_root)
     predictions = stored_action_predictions(store)
     actions = evaluate_actions(predictions)
+    reasons = why_not_predicted(actions)
     files = report_files(store)
     data = ReportData(
         title=f"Annotation report: {home.path.resolve().name}",
@@ -275,18 +283,16 @@ def write_report(
         examples=_examples(store, home),
         models=_models_used(store, plan),
         plan=Path(plan.source).read_text(encoding="utf-8") if Path(plan.source).is_file() else "",
-        absent=_why_no_actions(actions),
+        absent={"actions": f"Action recognition: {reasons}."} if reasons else {},
     )
     path = home.reports / "report.html"
     write_if_changed(path, render_report(data).encode())
     return path
 
 
-def _why_no_actions(actions: ActionEvaluation) -> dict[str, str]:
-    if not actions.reasons:
-        return {}
-    reasons = "; ".join(f"{reason} ({images} images)" for reason, images in actions.reasons.items())
-    return {"actions": f"Action recognition: {reasons}."}
+def why_not_predicted(actions: ActionEvaluation) -> str:
+    """Why images have no predicted action, and how many; empty if all have one."""
+    return "; ".join(f"{reason} ({images} images)" for reason, images in actions.reasons.items())
 
 
 def _pictures(figures: dict[str, bytes]) -> tuple[Picture, ...]:
@@ -299,7 +305,7 @@ def _examples(store: AnnotationStore, home: Home) -> tuple[Picture, ...]:
     """The first drawn picture of each class, of at most twelve classes."""
     first = store.query(
         "SELECT class, display_name, min(image_number) AS number FROM class_images "
-        "GROUP BY class, display_name, class ORDER BY display_name LIMIT 12"
+        "GROUP BY class, display_name ORDER BY display_name LIMIT 12"
     ).to_pylist()
     paths = {
         row["display_name"]: home.results / row["class"] / f"vis_{row['number']}.jpg"
