@@ -63,6 +63,19 @@ _GRIDS: dict[Grid, float] = {
     (8, 4): 0.01,
 }
 
+# People to be asked for keypoints: the hard postures more often. Where postures were equally
+# likely, lying people had a PCK of 0.42 and standing ones of 0.97.
+_ASKED_POSTURES = {
+    "lying": 0.40,
+    "running": 0.20,
+    "sitting": 0.16,
+    "standing": 0.12,
+    "arms_raised": 0.12,
+}
+
+# Scenes with several shapes of one kind: nine of ten misses were in such scenes.
+_REPEATED_SHARE = 0.35
+
 _RESIZED_SHARE = 0.40
 _PADDED_SHARE = 0.10  # of square grids
 _LENGTH_GROUPS = 3
@@ -257,7 +270,9 @@ class BatchSource:
             kinds = self._kinds(crowd)
             scene = draw_on_grid(rng, grid, kinds)
             # What found no place is left out of a scene; its people must all be there.
-            if scene.objects and (kinds is None or len(people(scene)) == kinds.count("person")):
+            if scene.objects and (
+                kinds is None or len(people(scene)) == sum(k not in SHAPES for k in kinds)
+            ):
                 return scene
 
     def _kinds(self, crowd: int | None) -> list[str] | None:
@@ -267,9 +282,16 @@ class BatchSource:
             # Scenes without people teach the empty keypoint answer.
             if crowd == 1 and rng.random() < 0.12:
                 return shapes
-            return ["person"] * crowd + (shapes if rng.random() < 0.5 else [])
-        if rng.random() < 0.6:
+            postures = rng.choice(
+                list(_ASKED_POSTURES), size=crowd, p=list(_ASKED_POSTURES.values())
+            )
+            return [*postures.tolist(), *(shapes if rng.random() < 0.5 else [])]
+        choice = rng.random()
+        if choice < 0.35:
             return None
+        if choice < 0.35 + _REPEATED_SHARE:
+            # The first shape again, and perhaps once more.
+            return [*shapes, *shapes[:1] * int(rng.integers(1, 3))]
         return ["person"] * int(rng.integers(1, 3)) + (shapes if rng.random() < 0.6 else [])
 
     def _detection(self, scene: Scene, grid: Grid) -> tuple[list[int], int]:
