@@ -35,10 +35,12 @@ class State(StrEnum):
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended: the model said so, or the token limit was reached."""
+    """Why a generation ended: the model said so, the token limit was reached, or it was stopped
+    because it went round in circles."""
 
     STOP = "stop"
     LENGTH = "length"
+    LOOP = "loop"
 
 
 @dataclass(frozen=True)
