@@ -64,7 +64,9 @@ class ModelSettings(BaseModel):
     dtype: Dtype | None = None
     cache_dir: str | None = Field(None, description="where hub downloads are kept")
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="upper bound; without it the model finds its own"
+    )
 
 
 def model_parameters(card: ModelCard, settings: ModelSettings, protocol_version: int) -> dict:
