@@ -30,7 +30,13 @@ from labeling_pipeline.errors import PlanError
 from labeling_pipeline.images.cleaning import CleaningRules
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
-from labeling_pipeline.models.registry import EMBEDDED, find_card, require_task
+from labeling_pipeline.models.registry import (
+    EMBEDDED,
+    find_card,
+    load_model,
+    model_for,
+    require_task,
+)
 from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Skeleton, Task
 
 EVERY_CLASS = "*"
@@ -149,8 +155,13 @@ class Plan(BaseModel):
         raise PlanError(f"{self.source}: no entry is called {name!r}; there are: {known}")
 
     def model_of(self, entry: Entry) -> str:
-        """Name of the model that an entry asks."""
-        return entry.model or self.model
+        """Name of the model that an entry asks: its own, else the plan's if that can do the task,
+        else the task's default.
+
+        Raises:
+            ConfigurationError: the plan's model does not exist.
+        """
+        return entry.model or model_for(entry.task, self.model)
 
     def action_entry(self) -> Entry | None:
         """The entry whose keypoints tell actions apart, if the plan has one."""
@@ -170,13 +181,16 @@ class Plan(BaseModel):
         )
 
     def check_models(self) -> None:
-        """Every entry's model exists and can do its task.
+        """Every entry's model exists, can do its task and has the packages it needs. Nothing heavy
+        loads.
 
         Raises:
-            ConfigurationError: names the entry's model, what it can do and which models can.
+            ConfigurationError: names the entry's model, what it can do and which models can, or
+                what to install.
         """
         for entry in self.entries:
             require_task(find_card(self.model_of(entry)), entry.task)
+            load_model(self.model_of(entry), self.runtime)
 
 
 def load_plan(path: Path) -> Plan:

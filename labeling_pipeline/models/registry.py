@@ -40,7 +40,24 @@ _REX_OMNI = ModelCard(
     max_new_tokens=4096,
 )
 
-_HUB_CARDS = {_REX_OMNI.name: _REX_OMNI}
+_RAPIDOCR = ModelCard(
+    name="rapidocr",
+    adapter="labeling_pipeline.models.rapidocr:RapidOcr",
+    checkpoint="rapidocr",
+    revision="installed",
+    licence="Apache-2.0",
+    tasks=(Task.OCR_BOX, Task.OCR_POLYGON),
+    about="PP-OCR on ONNX Runtime, for the CPU: Chinese, Japanese and languages in Latin script",
+    vocabulary=("word", "text line"),
+    min_pixels=1,
+    max_pixels=2000 * 2000,
+    dtype="float32",
+)
+
+_CARDS = {card.name: card for card in (_REX_OMNI, _RAPIDOCR)}
+
+# Where the plan's model cannot do a task and the entry names none: what does it on any machine.
+_DEFAULTS = {Task.OCR_BOX: _RAPIDOCR.name, Task.OCR_POLYGON: _RAPIDOCR.name}
 
 # What config.json calls the architecture -> the card whose protocol a folder of it speaks.
 _FAMILIES = {"qwen2_5_vl": _REX_OMNI}
@@ -48,7 +65,7 @@ _FAMILIES = {"qwen2_5_vl": _REX_OMNI}
 
 def registered_names() -> tuple[str, ...]:
     """The names that can be used without a path."""
-    return (EMBEDDED, *_HUB_CARDS)
+    return (EMBEDDED, *_CARDS)
 
 
 @cache
@@ -77,7 +94,7 @@ def find_card(name: str) -> ModelCard:
         )
     if name == EMBEDDED:
         return _folder_card(_CHECKPOINTS / EMBEDDED, EMBEDDED)
-    for card in _HUB_CARDS.values():
+    for card in _CARDS.values():
         if name in (card.name, card.checkpoint):
             return card
     folder = Path(name).expanduser()
@@ -87,6 +104,20 @@ def find_card(name: str) -> ModelCard:
         f"no model is called {name!r}: expected one of {', '.join(registered_names())}, the hub "
         f"repository {_REX_OMNI.checkpoint}, or a folder with a checkpoint"
     )
+
+
+def model_for(task: Task, preferred: str) -> str:
+    """Name of the model that does a task where an entry names none: the preferred one if it can,
+    else the task's default if there is one. What hardware there is plays no part: the same plan
+    means the same model everywhere.
+
+    Raises:
+        UnknownModelError, ConfigurationError: as ``find_card``, of the preferred one.
+    """
+    default = _DEFAULTS.get(task)
+    if default is None or task in find_card(preferred).tasks:
+        return preferred
+    return default
 
 
 def load_model(name: str, settings: ModelSettings) -> Model:
