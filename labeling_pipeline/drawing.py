@@ -25,6 +25,9 @@ PALETTE: tuple[str, ...] = (
     *("#c62828", "#1565c0", "#2e7d32", "#6a1b9a", "#ad4e00", "#00707c"),
     *("#ad1457", "#4527a0", "#5d4037", "#37621e", "#01579b", "#8a5a00"),
 )
+CJK_FONT = Path(__file__).parent / "fonts" / "wqy-microhei-part.ttf"
+"""The Chinese and Japanese characters of the sample's documents, and Latin letters."""
+
 _LEAST_SIDE_PX = 640
 _BACKGROUND = (246, 247, 249)
 _INK = (36, 41, 47)
@@ -149,18 +152,24 @@ def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
     write_if_changed(path, buffer.getvalue())
 
 
+def default_font() -> Path:
+    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and more."""
+    from matplotlib import get_data_path
+
+    return Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
 def font_files(text: str) -> list[tuple[str, str]]:
     """Return (family, file) of fonts that together have the characters of the text.
 
-    The first is DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and
-    more. Others come from the machine, where it has them; what no font has is drawn as a box.
+    The first is DejaVu Sans. Then comes the font of this package if it has all that is missing,
+    else one of the machine's, if any helps; what no font has is drawn as a box.
     """
-    from matplotlib import get_data_path
-
-    default = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    chosen = [("DejaVu Sans", str(default))]
-    missing = {ord(c) for c in text if c.isprintable()} - _characters(str(default))
-    if missing:
+    chosen = [("DejaVu Sans", str(default_font()))]
+    missing = {ord(c) for c in text if c.isprintable()} - _characters(chosen[0][1])
+    if missing and missing <= _characters(str(CJK_FONT)):
+        chosen.append(("WenQuanYi Micro Hei Part", str(CJK_FONT)))
+    elif missing:
         found = _system_font(frozenset(missing))
         chosen += [found] if found else []
     return chosen
