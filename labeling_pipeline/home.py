@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ class Environment:
     home: Path
     plan: Path
     images: Path
-    model: str | None
-    settings: dict[str, Any]
+    model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, repository: Path) -> "Environment":

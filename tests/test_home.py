@@ -203,7 +203,7 @@ def test_every_model_setting_has_a_variable_and_a_field_of_the_dagster_resource(
         ("DTYPE", "int4", "'float32', 'bfloat16' or 'float16'"),
         ("QUANTIZATION", "int3", "'int8'"),
         ("MIN_PIXELS", "many", "valid integer"),
-        ("MAX_NEW_TOKENS", "0", "greater than 0"),
+        ("MAX_NEW_TOKENS", "0", "greater than or equal to 1"),
         ("REPETITION_PENALTY", "-1", "greater than 0"),
         ("ATTENTION", "fast", "'auto', 'sdpa', 'flash_attention_2' or 'eager'"),
         ("STATIC_CACHE", "perhaps", "valid boolean"),

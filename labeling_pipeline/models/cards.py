@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.tasks import Task
@@ -16,6 +16,7 @@ CARD_FILE = "card.json"
 FOLDER = "folder"
 """Revision of a checkpoint that lies in a folder."""
 
+Count = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8"]
 Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
@@ -108,9 +109,9 @@ class ModelSettings(BaseModel):
     quantization: Quantization | None = Field(None, description="of the weights, while loading")
     cache_dir: str | None = Field(None, description="where hub downloads are kept")
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
-    min_pixels: PositiveInt | None = Field(None, description="smaller images are scaled up to it")
-    max_pixels: PositiveInt | None = Field(None, description="larger images are scaled down to it")
-    max_new_tokens: PositiveInt | None = Field(None, description="where an answer is cut")
+    min_pixels: Count | None = Field(None, description="smaller images are scaled up to it")
+    max_pixels: Count | None = Field(None, description="larger images are scaled down to it")
+    max_new_tokens: Count | None = Field(None, description="where an answer is cut")
     repetition_penalty: PositiveFloat | None = None
     attention: Attention = Field(
         "auto", description="auto: FlashAttention 2 where it is installed and can run, else SDPA"
@@ -118,7 +119,7 @@ class ModelSettings(BaseModel):
     static_cache: bool = Field(
         False, description="keys and values in one place, and on a GPU compiled decoding"
     )
-    batch_size: PositiveInt | None = Field(
+    batch_size: Count | None = Field(
         None, description="upper bound; without it the model finds its own"
     )
 
