@@ -33,7 +33,7 @@ class RexOmni:
     parser_version = protocol.PARSER_VERSION
 
     def __init__(self, card: ModelCard, settings: ModelSettings) -> None:
-        self.card = card
+        self.card = card.with_settings(settings)
         self.settings = settings
         self.parameters = model_parameters(card, settings, self.protocol_version)
         self.model_key = key_of(self.parameters)
