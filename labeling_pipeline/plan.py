@@ -33,7 +33,6 @@ from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import (
     EMBEDDED,
     find_card,
-    load_model,
     model_for,
     require_task,
 )
