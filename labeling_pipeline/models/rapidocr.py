@@ -339,7 +339,8 @@ def _words(
     """
     centres = np.clip((np.asarray(columns) + 0.5) / length, 0.0, 1.0)
     gaps = np.diff(centres)
-    half = (np.median(gaps) if len(gaps) else 1.0) / 2
+    # Wide letters reach further than half the usual distance, but never into their neighbour.
+    half = 0.75 * (np.median(gaps) if len(gaps) else 1.0)
     middles = centres[:-1] + gaps / 2
     starts = np.maximum(centres - half, [0.0, *middles])
     ends = np.minimum(centres + half, [*middles, 1.0])
