@@ -385,6 +385,7 @@ def test_pixels_wait_in_the_precision_of_the_model(model: RexOmni):
 
 
 def test_weights_in_8_bits_answer_nearly_as_plain_ones_do(model: RexOmni):
+    pytest.importorskip("torchao", reason="the extra `quantization` is not installed")
     quantized = with_settings(quantization="int8")
     requests = [detection(scene(seed, 196, 196)) for seed in range(8)]
     same = 0
