@@ -96,6 +96,22 @@ def test_another_model_from_outside_is_asked_by_every_entry():
     assert (plan.runtime.device, plan.runtime.batch_size) == ("cuda", 2)
 
 
+def test_an_entry_that_reads_text_needs_to_name_no_model():
+    plan = parse_plan(
+        "entries:\n- {name: text, task: ocr_box}\n- {name: object, task: detection}\n"
+    )
+    assert [plan.model_of(e) for e in plan.entries] == ["rapidocr", EMBEDDED]
+    plan.check_models()
+    outside = plan.with_model("rex-omni")
+    assert {outside.model_of(e) for e in outside.entries} == {"rex-omni"}
+
+
+def test_a_model_that_only_reads_text_is_refused_for_anything_else():
+    plan = parse_plan("entries: [{name: a, task: detection, model: rapidocr}]")
+    with pytest.raises(ConfigurationError, match=r"rapidocr cannot do detection.*rex-omni"):
+        plan.check_models()
+
+
 @pytest.mark.parametrize("path", PLANS, ids=[path.stem for path in PLANS])
 def test_every_plan_that_is_shipped_is_valid_and_names_models_that_exist(path: Path):
     plan = load_plan(path)

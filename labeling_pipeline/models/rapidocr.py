@@ -337,13 +337,16 @@ def _words(
         length: of the line, in steps.
         corners: (4, 2) float, pixels: of the line, clockwise from the top left of its text.
     """
+    letters = [character for character in text if not character.isspace()]
     centres = np.clip((np.asarray(columns) + 0.5) / length, 0.0, 1.0)
     gaps = np.diff(centres)
-    # Wide letters reach further than half the usual distance, but never into their neighbour.
-    half = 0.75 * (np.median(gaps) if len(gaps) else 1.0)
+    # A Chinese character is about as wide as two letters.
+    widths = np.array([2.0 if _stands_alone(letter) else 1.0 for letter in letters])
+    unit = np.median(2 * gaps / (widths[:-1] + widths[1:])) if len(gaps) else 1.0
+    # Wide letters reach further than half of their share, but never into their neighbour.
     middles = centres[:-1] + gaps / 2
-    starts = np.maximum(centres - half, [0.0, *middles])
-    ends = np.minimum(centres + half, [*middles, 1.0])
+    starts = np.maximum(centres - 0.75 * unit * widths, [0.0, *middles])
+    ends = np.minimum(centres + 0.75 * unit * widths, [*middles, 1.0])
 
     words: list[list[tuple[str, float, int]]] = []
     begins, position = True, 0
@@ -351,7 +354,7 @@ def _words(
         if character.isspace():
             begins = True
             continue
-        is_word = east_asian_width(character) in "WF"
+        is_word = _stands_alone(character)
         if begins or is_word:
             words.append([])
         words[-1].append((character, confidence, position))
@@ -373,6 +376,11 @@ def _words(
                 ]
             ),
         )
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether a character is of a script that puts no spaces between words."""
+    return east_asian_width(character) in "WF"
 
 
 def _polygon(corners: Any) -> Any:

@@ -71,7 +71,6 @@ def draw_page(rng: np.random.Generator, texts: Sequence[str]) -> Page:
     paper, ink = _COLORS[int(rng.integers(len(_COLORS)))]
     chosen = rng.choice(texts, int(rng.integers(4, 6)), replace=False)
     image = Image.new("RGB", (width, height), paper)
-    draw = ImageDraw.Draw(image)
     margin_px = int(rng.integers(24, 40))
     is_centred = bool(rng.integers(2))
     step_px = (height - 2 * margin_px) / len(chosen)
@@ -80,11 +79,12 @@ def draw_page(rng: np.random.Generator, texts: Sequence[str]) -> Page:
         font = _fitting_font(text, _TEXT_PX if row else _HEADING_PX, width - 2 * margin_px)
         x = (width - font.getlength(text)) / 2 if is_centred else margin_px
         place = (round(x), round(margin_px + step_px * (row + 0.5)))
-        draw.text(place, text, font=font, fill=ink, anchor="lm")
-        box = draw.textbbox(place, text, font=font, anchor="lm")
-        lines.append(TextLine(text, np.array(box, dtype=np.float64)))
+        written = Image.new("L", image.size)
+        ImageDraw.Draw(written).text(place, text, font=font, fill=255, anchor="lm")
+        image.paste(ink, mask=written)
+        lines.append(TextLine(text, np.array(written.getbbox(), dtype=np.float64)))
     rule_y = round(margin_px + step_px)
-    draw.line((margin_px, rule_y, width - margin_px, rule_y), fill=ink, width=2)
+    ImageDraw.Draw(image).line((margin_px, rule_y, width - margin_px, rule_y), fill=ink, width=2)
     return Page(np.asarray(image), tuple(lines))
 
 
