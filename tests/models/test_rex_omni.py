@@ -267,7 +267,7 @@ def test_without_a_batch_size_a_batch_starts_as_large_as_the_device_bears(
 def test_a_gpu_that_is_not_there_is_told_with_the_fix(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = RexOmni(find_card(EMBEDDED), ModelSettings(device="cuda"))
-    with pytest.raises(ModelError, match="torch sees no CUDA GPU here.*device to auto or cpu"):
+    with pytest.raises(ModelError, match=r"torch sees no CUDA GPU here.*device to auto or cpu"):
         _ = model.batch_limit
 
 
