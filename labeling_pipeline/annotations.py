@@ -4,6 +4,7 @@ Coordinates everywhere: xyxy, absolute pixels of the EXIF-upright image, float, 
 y down.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -32,6 +33,25 @@ class State(StrEnum):
     DEGENERATE = "degenerate"
     UNSUPPORTED = "unsupported"
     FAILED = "failed"
+
+    @classmethod
+    def least_settled(cls, states: Iterable["State"]) -> "State":
+        """The state of a label that was asked in several parts of an image: it is only as settled
+        as its least settled part, and found if any part has it. There must be one state at least.
+        """
+        return min(states, key=_BY_WEIGHT.index)
+
+
+_BY_WEIGHT = (
+    State.FAILED,
+    State.DEGENERATE,
+    State.TRUNCATED,
+    State.UNPARSED,
+    State.UNSUPPORTED,
+    State.FOUND,
+    State.ABSENT,
+    State.NOT_MENTIONED,
+)
 
 
 class FinishReason(StrEnum):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from labeling_pipeline.annotations import Annotation, Generation, State
-from labeling_pipeline.asking import Question
+from labeling_pipeline.asking.questions import Question
 from labeling_pipeline.models.base import Model
 
 Row = dict[str, Any]
@@ -77,6 +77,7 @@ class Asked:
             "task": question.task,
             "labels": list(question.labels),
             "crop_px": list(question.crop_px) if question.crop_px else None,
+            "region": question.region.annotation_id if question.region else None,
             "prompt": answer.prompt,
             "raw_text": answer.raw_text,
             "tokens": list(answer.tokens),

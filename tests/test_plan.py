@@ -276,6 +276,32 @@ def test_every_mistake_is_told_not_only_the_first():
             r"plan.yaml:\d: expected actions.entry to be a keypoint entry .*, got 'a'",
             id="actions of an entry without keypoints",
         ),
+        pytest.param(
+            "entries:\n  - {name: a, task: detection, tiles: {side: 3}}",
+            r"plan.yaml:2: entries\[0\].tiles.side: expected one of the keys size_px, overlap, got",
+            id="a tile that is unknown",
+        ),
+        pytest.param(
+            "entries:\n  - {name: a, task: detection, top_down: true}",
+            r"plan.yaml:2: entries\[0\]: expected top_down only with task keypoint",
+            id="top-down without keypoints",
+        ),
+        pytest.param(
+            "entries:\n  - {name: a, task: keypoint, regions: b}\n  - {name: b, task: detection}",
+            r"plan.yaml:1: entries: expected entries\[0\].regions to be an earlier entry",
+            id="regions of a later entry",
+        ),
+        pytest.param(
+            "entries:\n  - {name: b, task: pointing}\n  - {name: a, task: keypoint, regions: b}",
+            r"plan.yaml:1: entries: expected entries\[1\].regions .*there is none.*got 'b'",
+            id="regions of points",
+        ),
+        pytest.param(
+            "entries:\n  - {name: b, task: detection}\n"
+            "  - {name: a, task: keypoint, regions: b, top_down: true}",
+            r"plan.yaml:1: entries: expected entries\[1\].regions without top_down",
+            id="regions and top-down",
+        ),
     ],
 )
 def test_a_file_that_is_no_plan_is_told_by_file_line_and_expected(text: str, expected: str):

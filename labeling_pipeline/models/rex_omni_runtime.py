@@ -17,6 +17,7 @@ Facts this module stands on:
 """
 
 import codecs
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,7 +197,8 @@ class RexOmniRuntime:
         ]
 
     def free_memory(self) -> None:
-        """Give back what the allocator keeps for itself."""
+        """Give back what nobody uses any more and what the allocator keeps for itself."""
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
