@@ -124,7 +124,8 @@ class Generation:
     """One raw answer of a model, with all that is needed to parse it again without the model.
 
     tokens: the answer cut into the pieces it was generated in; joined they are the raw text.
-    token_logprobs: natural log-probability of each token, from raw logits.
+    token_logprobs: natural log-probability of each token, from raw logits; NaN where the answer was
+        not generated token by token.
     token_window_mass: for coordinate tokens, the probability mass within the window around the
         chosen bin; NaN elsewhere. All three have the same length.
     none_probs: P(None) at the first position after each box start, in order of appearance.
