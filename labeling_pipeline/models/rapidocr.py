@@ -46,6 +46,7 @@ WORD, TEXT_LINE = "word", "text line"
 
 _BATCH = 4
 _LONGEST_PX, _SHORTEST_PX, _CELL_PX = 2000, 736, 32
+_MAX_ASPECT = 8
 
 _INSTALL = "pip install 'labeling-pipeline[ocr]'"
 
@@ -113,10 +114,13 @@ class RapidOcr:
     def input_tokens(self, size_px: tuple[int, int]) -> int:
         """Squares of 32 px in the frame that lines are looked for in.
 
-        The engine shrinks images to a longer side of 2000 px and enlarges to a shorter of 736.
+        The engine pads long strips, shrinks images to a longer side of 2000 px and enlarges them to
+        a shorter one of 736.
         """
-        scale = max(min(1.0, _LONGEST_PX / max(size_px)), _SHORTEST_PX / min(size_px))
-        columns, rows = (math.ceil(side * scale / _CELL_PX) for side in size_px)
+        width, height = size_px
+        frame = max(width, height / _MAX_ASPECT), max(height, width / _MAX_ASPECT)
+        scale = max(min(1.0, _LONGEST_PX / max(frame)), _SHORTEST_PX / min(frame))
+        columns, rows = (math.ceil(side * scale / _CELL_PX) for side in frame)
         return columns * rows
 
     def prompt(self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
@@ -125,17 +129,16 @@ class RapidOcr:
 
     def why_unsupported(self, label: str) -> str | None:
         """Why this label must not be asked, with the fix; ``None`` if it may."""
-        if label in (WORD, TEXT_LINE):
-            return None
-        return (
-            f"{self.card.name} reads all text and knows the labels {WORD!r} and {TEXT_LINE!r} "
-            f"only, got {label!r}: map the class to one of these with `ask` in the plan, or leave "
-            "`ask` out"
-        )
+        return self.card.why_not_in_vocabulary(label)
 
     def prepare(self, request: Request) -> _Prepared:
-        """Turn the colours round, as OpenCV has them."""
-        pixels = np.ascontiguousarray(request.image[..., ::-1])
+        """Turn the colours round, as OpenCV has them, and pad tall strips to the right.
+
+        The engine pads wide strips only; it would enlarge tall ones until memory ends.
+        """
+        width, height = request.size_px
+        missing = max(0, math.ceil(height / _MAX_ASPECT) - width)
+        pixels = np.pad(request.image[..., ::-1], ((0, 0), (0, missing), (0, 0)), mode="edge")
         return _Prepared(self.prompt(request.task, request.labels), pixels)
 
     def forward(self, prepared: Sequence[_Prepared]) -> list[Generation]:

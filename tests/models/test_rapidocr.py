@@ -176,6 +176,22 @@ def test_larger_pictures_cost_more_up_to_the_size_that_the_engine_works_in(model
     assert RapidOcr(CARD, ModelSettings(batch_size=2)).batch_limit.images == 2
 
 
+def test_a_tall_strip_is_read_where_its_text_stands(model: RapidOcr):
+    """Enlarged as it is, it would fill gigabytes."""
+    strip = Image.new("RGB", (90, 1600), "white")
+    font = ImageFont.truetype(default_font(), 20)
+    tops_px = (200, 600, 1200)
+    for top_px in tops_px:
+        ImageDraw.Draw(strip).text((10, top_px), "Gate 7", font=font, fill="black")
+    found = read(model, np.asarray(strip), TEXT_LINE)
+    assert [a.text for a in found] == ["Gate 7"] * 3
+    for top_px, annotation in zip(tops_px, found, strict=True):
+        assert annotation.bbox is not None
+        # As high as the font: from its ascent to its descent.
+        assert box_iou(annotation.bbox, (10, top_px, 77, top_px + 24)) > 0.5
+    assert model.input_tokens((90, 1600)) == model.input_tokens((200, 1600))
+
+
 # Parsing
 
 SQUARE = [[10, 10], [30, 10], [30, 20], [10, 20]]
@@ -261,7 +277,7 @@ def test_no_text_breaks_the_parser(raw_text: str):
 def test_a_label_that_is_neither_word_nor_text_line_is_not_asked(model: RapidOcr, label: str):
     reason = model.why_unsupported(label)
     assert reason is not None
-    for part in (repr(label), "'word'", "'text line'", "`ask`"):
+    for part in (repr(label), "word, text line", "`ask`"):
         assert part in reason
 
 
