@@ -11,9 +11,8 @@ from labeling_pipeline.errors import LabelingError
 from labeling_pipeline.home import Environment
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
-from labeling_pipeline.models.registry import EMBEDDED, find_card, load_model, registered_names
+from labeling_pipeline.models.registry import EMBEDDED, capabilities, load_model
 from labeling_pipeline.recognition import score_labels
-from labeling_pipeline.tasks import Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console()
@@ -43,16 +42,12 @@ def sample(
 
 @app.command()
 def tasks() -> None:
-    """Which model can do which task."""
-    table = Table("task", *registered_names(), title="What each model can do")
-    cards = [find_card(name) for name in registered_names()]
-    for task in Task:
-        table.add_row(task, *("yes" if task in card.tasks else "–" for card in cards))
-    vocabulary = ["open" if c.vocabulary is None else ", ".join(c.vocabulary) for c in cards]
-    table.add_section()
-    table.add_row("vocabulary", *vocabulary)
-    table.add_row("licence", *(card.licence for card in cards))
-    console.print(table)
+    """Which model can do which task, and which one does where nobody names one."""
+    for title, (header, *rows) in capabilities().items():
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 @app.command()

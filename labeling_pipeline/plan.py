@@ -202,12 +202,12 @@ class Plan(BaseModel):
 
     def model_of(self, entry: Entry) -> str:
         """Name of the model that an entry asks: its own, else the plan's if that can do the task,
-        else the task's default.
+        else the task's default on this hardware.
 
         Raises:
             ConfigurationError: the plan's model does not exist.
         """
-        return entry.model or model_for(entry.task, self.model)
+        return entry.model or model_for(entry.task, self.model, self.runtime.device)
 
     def action_entry(self) -> Entry | None:
         """The entry whose keypoints tell actions apart, if the plan has one."""
