@@ -153,7 +153,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
                 "most_disagreeing": frame_table(agreement.disagreements.drop(columns="image_id")),
                 "not_compared": frame_table(agreement.not_compared),
                 "tables": dg.MetadataValue.path(folder.resolve()),
-                **({"worst": picture(worst)} if worst is not None else {}),
+                **({"pictures": picture(worst)} if worst is not None else {}),
             }
         )
 

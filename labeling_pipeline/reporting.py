@@ -223,7 +223,8 @@ def draw_disagreements(agreement: Agreement, image_root: Path) -> np.ndarray | N
                 for by, box in zip(here["found_by"], here[columns].to_numpy(), strict=True)
             ]
             panels.append(draw_annotations(pixels, found))
-            titles.append(f"{image[f'entry_{side}']}: {image['path']}")
+            entry, name = image[f"entry_{side}"], Path(image["path"]).name
+            titles.append(f"{entry}: {image['class']} in {name}")
     return contact_sheet(panels, titles, columns=2) if panels else None
 
 

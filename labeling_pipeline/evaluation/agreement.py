@@ -35,7 +35,8 @@ ANSWERED = (State.FOUND, State.ABSENT, State.NOT_MENTIONED)
 NOT_ASKED = "not asked yet"
 NO_PAIR = (
     "no two entries that yield boxes ask the same label of a class with different models: there is "
-    "nothing to compare. Give an entry of the plan another `model`, or add an entry with one"
+    "nothing to compare. Give an entry of the plan another `model`, or add an entry with one; "
+    "LABELING_MODEL puts all entries on the same"
 )
 BOTH = "both"
 
@@ -44,7 +45,7 @@ SIDE_COLUMNS = {side: [f"{side}_{column}" for column in BOX_COLUMNS] for side in
 """Side -> its four box columns in ``Agreement.boxes``."""
 
 _PAIR = ["entry_a", "entry_b"]
-_IMAGE = [*_PAIR, "class", "image_id", "path"]
+_IMAGE = ["path", "class", *_PAIR, "image_id"]
 ASKED_COLUMNS = [*_IMAGE, "state_a", "state_b"]
 """What `compare_entries` reads of the table of what was asked."""
 
@@ -61,10 +62,10 @@ class Agreement:
         images with score 1), ``boxes_a, boxes_b, matched, mean_iou`` (of matched boxes),
         ``not_compared`` (images).
     per_image: one row a pair, class and image that was compared, those that most disagree first:
-        ``entry_a, entry_b, class, image_id, path, agreement, boxes_a, boxes_b, matched,
+        ``path, class, entry_a, entry_b, image_id, agreement, boxes_a, boxes_b, matched,
         mean_iou``. Equal scores: the one with more unmatched boxes first.
-    boxes: one row a matched pair of boxes or an unmatched box, in the same order: ``entry_a,
-        entry_b, class, image_id, path, found_by`` (``both`` or the entry that is alone), ``iou,
+    boxes: one row a matched pair of boxes or an unmatched box, in the same order: ``path,
+        class, entry_a, entry_b, image_id, found_by`` (``both`` or the entry that is alone), ``iou,
         a_x0_px, a_y0_px, a_x1_px, a_y1_px, b_x0_px, ...``; the box of a side that has none is NaN.
     not_compared: one row a pair, class and reason: ``class, entry_a, entry_b, reason, images``.
     """
@@ -118,8 +119,8 @@ def compare_entries(
     """Compare the boxes of pairs of entries, class by class and image by image.
 
     Args:
-        asked: one row a pair of entries, class and image that both are to label: ``entry_a,
-            entry_b, class, image_id, path, state_a, state_b``; a state that is missing was not
+        asked: one row a pair of entries, class and image that both are to label: ``path, class,
+            entry_a, entry_b, image_id, state_a, state_b``; a state that is missing was not
             asked yet.
         boxes: ``entry, class, image_id, x0_px, y0_px, x1_px, y1_px``; those of images that are not
             compared are ignored.

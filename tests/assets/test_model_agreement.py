@@ -87,7 +87,7 @@ def test_two_models_are_compared_class_by_class_and_image_by_image(agreement, sc
     (worst,) = rows(metadata["most_disagreeing"])
     assert (worst["path"], worst["agreement"]) == ("dog/disputed.png", 0.5)
     assert [row["reason"] for row in rows(metadata["not_compared"])] == ["second: failed"]
-    assert metadata["worst"].value.startswith("![](data:image/jpeg;base64,")
+    assert metadata["pictures"].value.startswith("![](data:image/jpeg;base64,")
 
     assert tables["images"]["path"].tolist() == ["dog/disputed.png", "cat/alike.png"]
     boxes = tables["boxes"]

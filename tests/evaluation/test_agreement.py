@@ -28,7 +28,7 @@ def upper(share):
 def asked(*rows):
     """(class, image_id, state_a, state_b)"""
     return pd.DataFrame(
-        [("one", "two", c, i, f"{c}/{i}.png", a, b) for c, i, a, b in rows], columns=ASKED_COLUMNS
+        [(f"{c}/{i}.png", c, "one", "two", i, a, b) for c, i, a, b in rows], columns=ASKED_COLUMNS
     )
 
 
