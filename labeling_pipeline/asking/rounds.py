@@ -19,7 +19,6 @@ from labeling_pipeline.asking.questions import (
     Crop,
     Question,
     Region,
-    Sourced,
 )
 from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.tasks import RULES, Geometry
@@ -82,12 +81,11 @@ def conclude(
     by_crop: dict[Crop | None, list[tuple[int, Answered]]] = {}
     for position, one in enumerate(answered):
         by_crop.setdefault(one.question.crop_px, []).append((position, one))
-    labels: dict[str, Sourced] = {}
-    for label in group.labels:
-        parts = [(crop, best_settled(label, answers)) for crop, answers in by_crop.items()]
-        if len(parts) == 1:
-            labels[label] = parts[0][1]
-            continue
-        labels[label], repeats = tiling.put_together(label, entry.task, parts, image_size_px)
-        dropped += repeats
-    return Conclusion(labels, tuple(dropped))
+    parts = [
+        (crop, {label: best_settled(label, answers) for label in group.labels})
+        for crop, answers in by_crop.items()
+    ]
+    if len(parts) == 1:
+        return Conclusion(parts[0][1], tuple(dropped))
+    labels, repeats = tiling.put_together(entry.task, group.labels, parts, image_size_px)
+    return Conclusion(labels, (*dropped, *repeats))
