@@ -2,11 +2,14 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
+from PIL import Image
 
 from definitions import build_definitions
 from labeling_pipeline.home import Environment
 from labeling_pipeline.plan import class_slug, parse_plan
+from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 BOXES = {"cat": [[100, 100, 500, 500]], "dog": [[200, 200, 800, 900]]}
@@ -81,6 +84,37 @@ def test_the_whole_graph_goes_from_folders_to_a_report(pipeline, script, image_r
     assert (len(cows["images"]), cows["annotations"]) == (4, [])
     report = (pipeline.home / "reports" / "report.html").read_text()
     assert "Über Kühe" in report
+
+
+@pytest.mark.parametrize("name", ["猫", "Größe #1", "кошка и собака"])
+def test_class_names_of_any_script_are_asked_answered_stored_exported_and_drawn(
+    pipeline, script, tmp_path, name
+):
+    root = tmp_path / "photos"
+    picture = draw_scene(np.random.default_rng(3), 160, 120).image
+    for folder in (name, "other"):
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(picture if folder == name else picture[::-1]).save(root / folder / "1.png")
+    log = tmp_path / "asked.jsonl"
+    model = script(boxes={name: [[300, 300, 700, 800]]}, log=str(log))
+    definitions = pipeline.definitions(model, root)
+    slug = class_slug(name)
+    assert sorted(pipeline.ingest(definitions)) == sorted([slug, "other"])
+    per_class = ("object_annotations", "visualizations", "class_exports")
+    assert pipeline.run(definitions, *per_class, classes=[slug]).success
+    assert name in json.loads(log.read_text())["labels"]
+    (found,) = pipeline.query("SELECT label, answered_in FROM annotations")
+    assert found["label"] == name
+    (answer,) = pipeline.query("SELECT prompt, raw_text FROM generations")
+    assert name in answer["prompt"]
+    assert name in answer["raw_text"]
+    results = pipeline.home / "auto_labeling_results" / slug
+    document = json.loads((results / f"{slug}.json").read_text(encoding="utf-8"))
+    assert (document["class"], len(document["annotations"])) == (name, 1)
+    (drawn,) = results.glob("vis_*.jpg")
+    # A box and its label stand where there was a picture only.
+    pixels = np.asarray(Image.open(drawn).convert("RGB")).astype(int)
+    assert (np.abs(pixels - picture).max(axis=2) > 100).sum() > 200
 
 
 def test_materializing_one_class_answers_every_class_of_its_group(pipeline, script, tmp_path):
