@@ -3,6 +3,7 @@
 Reads the store and the plan's ground truth, hands both to the pure functions of ``evaluation``.
 """
 
+import io
 import itertools
 import json
 import math
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from labeling_pipeline.annotations import Annotation
 from labeling_pipeline.drawing import contact_sheet, draw_annotations
@@ -39,6 +41,7 @@ from labeling_pipeline.evaluation.detection import (
 from labeling_pipeline.evaluation.ground_truth import read_coco
 from labeling_pipeline.evaluation.report import (
     ActionReport,
+    AgreementReport,
     EntryDetection,
     ModelUse,
     Picture,
@@ -396,6 +399,7 @@ def write_report(
             )
             for entry, evaluation in evaluations.items()
         ),
+        agreement=_agreement_report(store, plan, image_root),
         actions=(
             ActionReport(actions, _pictures(action_figures(predictions, actions)))
             if actions.accuracy_all is not None
@@ -420,6 +424,21 @@ def _pictures(figures: dict[str, bytes]) -> tuple[Picture, ...]:
     return tuple(
         Picture(name.replace("_", " ").capitalize(), data) for name, data in figures.items()
     )
+
+
+def _agreement_report(
+    store: AnnotationStore, plan: Plan, image_root: Path
+) -> AgreementReport | None:
+    measured = measure_agreement(store, plan)
+    if measured.per_class.empty:
+        return None
+    pixels = draw_disagreements(measured, image_root)
+    if pixels is None:
+        return AgreementReport(measured)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    caption = "What each entry found on the images that most disagree."
+    return AgreementReport(measured, (Picture("disagreements", buffer.getvalue(), caption),))
 
 
 def _examples(store: AnnotationStore, home: Home) -> tuple[Picture, ...]:

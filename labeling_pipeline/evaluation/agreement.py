@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from labeling_pipeline.annotations import State
-from labeling_pipeline.evaluation.detection import _box_iou
+from labeling_pipeline.evaluation.detection import box_ious
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 
 ANSWERED = (State.FOUND, State.ABSENT, State.NOT_MENTIONED)
@@ -102,7 +102,7 @@ def match_boxes(
     """
     from scipy.optimize import linear_sum_assignment
 
-    iou = _box_iou()(one, two)
+    iou = box_ious()(one, two)
     # The overlaps are float32, as in the comparison with ground truth.
     near = iou >= np.float32(iou_threshold)
     # One pair more outweighs any overlap: divided so, all overlaps together stay below 1.
