@@ -1,9 +1,10 @@
 """What is asked about one image, in at most two rounds, and how the answers make one.
 
-The first round is the group's prompt: about the whole image, and about each tile of a large one, or
-about each of the regions that another entry found. The second is what its answers call for: labels
-whose answer went round in circles or was cut are asked again in smaller groups, and of ``top_down``
-keypoints every instance is asked again on a crop. There is no third.
+The first round is the group's prompt: about the whole image, and about each tile of a large one; or
+about each of the regions that another entry found, or for the names that it gave them. The second
+is what its answers call for: labels whose answer went round in circles or was cut are asked again
+in smaller groups, and of ``top_down`` keypoints every instance is asked again on a crop. There is
+no third.
 
 Pure functions of the entry and the answers, so that stored answers can be read again without a
 model.
@@ -11,7 +12,7 @@ model.
 
 from collections.abc import Sequence
 
-from labeling_pipeline.asking import regions, tiling, top_down
+from labeling_pipeline.asking import names, regions, tiling, top_down
 from labeling_pipeline.asking.groups import best_settled, smaller_groups
 from labeling_pipeline.asking.questions import (
     Answered,
@@ -32,10 +33,12 @@ def first_questions(
 ) -> tuple[Question, ...]:
     """What is asked of an image; the group's own prompt comes first.
 
-    image_size_px: (width, height). found: for an entry that looks at the regions of another.
+    image_size_px: (width, height). found: for an entry that goes on from what another one found.
     """
     if entry.regions is not None:
         return regions.questions(entry, group, found, image_size_px)
+    if entry.labels_from is not None:
+        return names.questions(entry, found)
     if entry.top_down:
         return top_down.opening(entry, group)
     crops: list[Crop | None] = [None]
@@ -53,7 +56,7 @@ def second_questions(
 
     image_size_px: (width, height).
     """
-    if entry.regions is not None:
+    if entry.source is not None:
         return ()
     if entry.top_down:
         return top_down.crops(entry, group, answered, image_size_px)
@@ -74,6 +77,9 @@ def conclude(
     dropped = [what for one in answered for what in one.answer.dropped]
     if entry.regions is not None:
         said = {label: regions.put_together(entry, label, answered) for label in group.labels}
+        return Conclusion(said, tuple(dropped))
+    if entry.labels_from is not None:
+        said = {label: names.put_together(entry, label, answered) for label in group.labels}
         return Conclusion(said, tuple(dropped))
     if entry.top_down:
         said = {label: top_down.best_supported(entry, label, answered) for label in group.labels}
