@@ -161,7 +161,8 @@ def _regions(
     for row in rows:
         if row["annotation_id"] is not None:
             box = (row["x0_px"], row["y0_px"], row["x1_px"], row["y1_px"])
-            regions[row["image_id"]].append(Region(row["annotation_id"], box, row["text"]))
+            name = (row["text"] or "").strip() or None
+            regions[row["image_id"]].append(Region(row["annotation_id"], box, name))
     return {image_id: tuple(found) for image_id, found in regions.items()}
 
 
@@ -179,10 +180,10 @@ def _askable(
     model: Model, regions: Mapping[str, tuple[Region, ...]]
 ) -> tuple[dict[str, tuple[Region, ...]], tuple[str, ...]]:
     """The regions whose names a model may be asked, and a note on the other names."""
-    named = {name for found in regions.values() for name in names_of(found)}
+    named = {name for found in regions.values() for one in found if (name := one.name)}
     reasons = {name: reason for name in sorted(named) if (reason := model.why_unsupported(name))}
     kept = {
-        image_id: tuple(one for one in found if (one.name or "").strip() not in reasons)
+        image_id: tuple(one for one in found if one.name not in reasons)
         for image_id, found in regions.items()
     }
     if not reasons:

@@ -12,8 +12,8 @@ def names_of(regions: Sequence[Region]) -> tuple[str, ...]:
     """What the regions are called, each name once, whatever its case."""
     names: dict[str, str] = {}
     for region in regions:
-        if region.name and (name := region.name.strip()):
-            names.setdefault(name.casefold(), name)
+        if region.name:
+            names.setdefault(region.name.casefold(), region.name)
     return tuple(names.values())
 
 
