@@ -1,14 +1,21 @@
 """The DuckDB file that holds everything known of a dataset.
 
-DuckDB lets one process write and then no other even read. So a connection lives for one query or
-one transaction: compute first, then open, write, close. Writers queue on a side-car file lock;
-readers open read-only and retry for a while, because a writer is gone in milliseconds.
+DuckDB lets one process write and then no other even read. So a file is held for one query or one
+transaction: compute first, then open, write, close. Writers queue on a side-car file lock; readers
+open read-only and retry for a while, because a writer is gone in milliseconds.
+
+Starting DuckDB costs more than opening a file with it. So it is started once a process, and files
+are attached to it and detached again.
 """
 
+import itertools
+import os
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import duckdb
 import pyarrow as pa
@@ -20,16 +27,27 @@ from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionErr
 SCHEMA_VERSION = 2
 _SCHEMA = Path(__file__).parent / "schema.sql"
 
-# Forward migrations: MIGRATIONS[n] takes a file from version n to n + 1.
+# Forward migrations: MIGRATIONS[n] takes a file from version n to n + 1. "@table" stands for the
+# table's statement in the schema.
 MIGRATIONS: dict[int, str] = {
     1: """
-    ALTER TABLE generations ADD COLUMN follows VARCHAR;
-    ALTER TABLE generations ADD COLUMN crop_px INTEGER[];
-    ALTER TABLE generations ADD COLUMN region VARCHAR;
-    ALTER TABLE annotations ADD COLUMN answered_in VARCHAR;
-    UPDATE annotations SET answered_in = generation_id;
+    ALTER TABLE generations RENAME TO generations_1;
+    ALTER TABLE outcomes RENAME TO outcomes_1;
+    ALTER TABLE annotations RENAME TO annotations_1;
+    @generations; @outcomes; @annotations;
+    INSERT INTO generations BY NAME SELECT * FROM generations_1;
+    INSERT INTO outcomes BY NAME SELECT * FROM outcomes_1;
+    INSERT INTO annotations BY NAME SELECT *, generation_id AS answered_in FROM annotations_1;
+    DROP TABLE generations_1; DROP TABLE outcomes_1; DROP TABLE annotations_1;
     """,
 }
+
+KEYS = {
+    "generations": ("generation_id",),
+    "outcomes": ("image_id", "entry", "class", "model_key", "attempt"),
+    "annotations": ("annotation_id",),
+}
+"""Keys of the tables that have no index, see ``schema.sql``."""
 
 Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 
@@ -55,12 +73,8 @@ class AnnotationStore:
             StoreError: the file is damaged.
         """
         self._prepare()
-        connection = self._connect(read_only=True)
-        try:
-            with self._damage_named():
-                return connection.execute(sql, list(params)).to_arrow_table()
-        finally:
-            connection.close()
+        with self._opened(read_only=True) as connection, self._damage_named():
+            return connection.execute(sql, list(params)).to_arrow_table()
 
     @contextmanager
     def transaction(self, *, threads: int | None = None) -> Iterator["Transaction"]:
@@ -74,16 +88,14 @@ class AnnotationStore:
             StoreError: the file is damaged, or the disk is full.
         """
         self._prepare()
-        with self._locked():
-            connection = self._connect(read_only=False, threads=threads)
-            try:
-                with self._damage_named():
-                    connection.begin()
-                    yield Transaction(connection, self._table_schemas)
-                    connection.commit()
-            finally:
-                # An open transaction is rolled back by closing.
-                connection.close()
+        with (
+            self._locked(),
+            self._opened(read_only=False, threads=threads) as connection,
+            self._damage_named(),
+        ):
+            connection.begin()
+            yield Transaction(connection, self._table_schemas)
+            connection.commit()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -107,8 +119,11 @@ class AnnotationStore:
                 "it away and restore a backup, or label again"
             ) from error
 
-    def _connect(self, *, read_only: bool, threads: int | None = None) -> duckdb.DuckDBPyConnection:
-        config = {} if threads is None else {"threads": threads}
+    @contextmanager
+    def _opened(
+        self, *, read_only: bool, threads: int | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that has the file; what was not committed is rolled back at its end."""
         attempts = Retrying(
             retry=retry_if_exception(_is_held_elsewhere),
             wait=wait_random(0.005, 0.05),
@@ -116,7 +131,7 @@ class AnnotationStore:
             reraise=True,
         )
         try:
-            return attempts(duckdb.connect, str(self.path), read_only=read_only, config=config)
+            file = attempts(_AttachedFile, self.path, read_only=read_only, threads=threads)
         except duckdb.Error as error:
             if _is_held_elsewhere(error):
                 raise StoreBusyError(
@@ -127,6 +142,11 @@ class AnnotationStore:
                 f"{self.path} could not be opened: {error}. If the file is damaged, move it away "
                 "and restore a backup, or label again"
             ) from error
+        try:
+            yield file.connection
+        finally:
+            with self._damage_named():
+                file.close()
 
     def _prepare(self) -> None:
         """Create the file, or check and migrate its schema; once per store object."""
@@ -154,28 +174,102 @@ class AnnotationStore:
         draft.rename(self.path)
 
     def _migrate(self) -> None:
-        connection = self._connect(read_only=True)
-        try:
+        with self._opened(read_only=True) as connection:
             version = _version(connection, self.path)
-        finally:
-            connection.close()
         if version > SCHEMA_VERSION:
             raise StoreVersionError(
                 f"{self.path} has schema version {version}, this package knows up to "
                 f"{SCHEMA_VERSION}: update labeling-pipeline"
             )
         while version < SCHEMA_VERSION:
-            connection = self._connect(read_only=False)
-            try:
+            with self._opened(read_only=False) as connection:
                 connection.begin()
-                connection.execute(MIGRATIONS[version])
+                connection.execute(_with_tables(MIGRATIONS[version]))
                 version += 1
                 connection.execute(
                     "UPDATE meta SET value = ? WHERE key = 'schema_version'", [str(version)]
                 )
                 connection.commit()
-            finally:
-                connection.close()
+
+
+class _Engine:
+    """The process's DuckDB, to which files are attached."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.connection = duckdb.connect(":memory:")
+        self.aliases = itertools.count()
+
+    _present: "_Engine | None" = None
+    _inherited: ClassVar[list["_Engine"]] = []
+    _starting = threading.Lock()
+
+    @classmethod
+    def present(cls) -> "_Engine":
+        """The one of this process: a fork starts its own."""
+        with cls._starting:
+            if cls._present is not None and cls._present.process != os.getpid():
+                # Never closed here: what it had open when the process forked is the parent's.
+                cls._inherited.append(cls._present)
+                cls._present = None
+            if cls._present is None:
+                cls._present = cls()
+            return cls._present
+
+    def give_up(self) -> None:
+        """A DuckDB that met an internal error answers nothing any more."""
+        with self._starting:
+            if _Engine._present is self:
+                _Engine._present = None
+
+
+class _AttachedFile:
+    """A file attached to the process's DuckDB, under a name of its own.
+
+    Raises:
+        duckdb.Error: the file is held elsewhere, is no database or is damaged.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool, threads: int | None) -> None:
+        self._engine = _Engine.present()
+        self._threads = threads
+        self._alias = f"store_{next(self._engine.aliases)}"
+        self.connection = self._engine.connection.cursor()
+        name = str(path.resolve()).replace("'", "''")
+        try:
+            self.connection.execute(
+                f"ATTACH '{name}' AS {self._alias} (READ_ONLY {'true' if read_only else 'false'})"
+            )
+            self.connection.execute(f"USE {self._alias}")
+            if threads is not None:
+                self.connection.execute(f"SET threads = {threads}")
+        except BaseException:
+            self._discard()
+            raise
+
+    def close(self) -> None:
+        """Roll back what was not committed, and let the file go."""
+        try:
+            with suppress(duckdb.TransactionException):
+                self.connection.rollback()
+            if self._threads is not None:
+                self.connection.execute("RESET threads")
+            self.connection.execute("USE memory")
+            self.connection.execute(f"DETACH {self._alias}")
+        except duckdb.Error:
+            self._engine.give_up()
+            raise
+        finally:
+            self.connection.close()
+
+    def _discard(self) -> None:
+        try:
+            self.connection.execute("USE memory")
+            self.connection.execute(f"DETACH DATABASE IF EXISTS {self._alias}")
+        except duckdb.Error:
+            self._engine.give_up()
+        finally:
+            self.connection.close()
 
 
 class Transaction:
@@ -209,6 +303,8 @@ class Transaction:
             return
         columns = ", ".join(f'"{name}"' for name in data.column_names)
         conflict = "ON CONFLICT DO NOTHING" if skip_existing else ""
+        if skip_existing and table in KEYS:
+            conflict = f"ANTI JOIN {table} USING ({', '.join(KEYS[table])})"
         if replace:
             conflict = self._update_clause(table, data.column_names)
         self._connection.register("incoming", data)
@@ -240,6 +336,16 @@ class Transaction:
         updates = ", ".join(f'"{c}" = excluded."{c}"' for c in columns if c not in key_names)
         target = ", ".join(key_names)
         return f"ON CONFLICT ({target}) DO " + (f"UPDATE SET {updates}" if updates else "NOTHING")
+
+
+def _with_tables(migration: str) -> str:
+    """A migration with the statements of the schema in place of ``@table``."""
+    statements = dict(
+        re.findall(r"^CREATE TABLE (\w+) (.*?^\));", _SCHEMA.read_text(), re.DOTALL | re.MULTILINE)
+    )
+    return re.sub(
+        r"@(\w+)", lambda name: f"CREATE TABLE {name[1]} {statements[name[1]]}", migration
+    )
 
 
 def _version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:

@@ -1,4 +1,6 @@
--- The annotation store, version 2. One statement per table; keys as PRIMARY KEY.
+-- The annotation store, version 2. One statement per table; keys as PRIMARY KEY, but for the tables
+-- that grow with every answer: DuckDB writes the index of a key anew each time the file is closed, so
+-- that each batch would cost more than the one before. Their keys are kept by an anti-join on writing.
 -- Coordinates: xyxy, absolute pixels of the EXIF-upright image. Times: UTC.
 
 CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
@@ -52,7 +54,7 @@ CREATE TABLE models (
 );
 
 CREATE TABLE generations (
-    generation_id VARCHAR PRIMARY KEY,
+    generation_id VARCHAR NOT NULL,     -- key
     follows VARCHAR,                    -- the first answer about the image; NULL: it is the first
     image_id VARCHAR NOT NULL,
     entry VARCHAR NOT NULL,
@@ -77,7 +79,7 @@ CREATE TABLE generations (
     created_at TIMESTAMP NOT NULL
 );
 
-CREATE TABLE outcomes (
+CREATE TABLE outcomes (                 -- key: image_id, entry, class, model_key, attempt
     image_id VARCHAR NOT NULL,
     entry VARCHAR NOT NULL,
     class VARCHAR NOT NULL,
@@ -91,12 +93,11 @@ CREATE TABLE outcomes (
     generation_id VARCHAR,
     dropped INTEGER NOT NULL DEFAULT 0, -- pieces of the answer that are in no annotation
     run_id VARCHAR NOT NULL,
-    created_at TIMESTAMP NOT NULL,
-    PRIMARY KEY (image_id, entry, class, model_key, attempt)
+    created_at TIMESTAMP NOT NULL
 );
 
 CREATE TABLE annotations (
-    annotation_id VARCHAR PRIMARY KEY,  -- from generation, parser version, position
+    annotation_id VARCHAR NOT NULL,     -- key; from generation, parser version, position
     generation_id VARCHAR NOT NULL,     -- the first answer about the image, as in outcomes
     answered_in VARCHAR,                -- the answer that holds it: that one, or one that follows
     image_id VARCHAR NOT NULL,
