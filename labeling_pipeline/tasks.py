@@ -20,6 +20,22 @@ class Task(StrEnum):
     OCR_POLYGON = "ocr_polygon"
     GUI_BOX = "gui_box"
     GUI_POINT = "gui_point"
+    OCR = "ocr"
+    OBJECT_DETECTION = "object_detection"
+    REGION_PROPOSAL = "region_proposal"
+    DENSE_REGION_CAPTION = "dense_region_caption"
+    CAPTION = "caption"
+    DETAILED_CAPTION = "detailed_caption"
+    MORE_DETAILED_CAPTION = "more_detailed_caption"
+    GROUNDED_CAPTION = "grounded_caption"
+    GROUNDED_DETAILED_CAPTION = "grounded_detailed_caption"
+    GROUNDED_MORE_DETAILED_CAPTION = "grounded_more_detailed_caption"
+    PHRASE_GROUNDING = "phrase_grounding"
+    REFERRING_SEGMENTATION = "referring_segmentation"
+    REGION_TO_SEGMENTATION = "region_to_segmentation"
+    REGION_TO_CATEGORY = "region_to_category"
+    REGION_TO_DESCRIPTION = "region_to_description"
+    REGION_TO_OCR = "region_to_ocr"
 
 
 class Geometry(StrEnum):

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from training.muon import Muon
 from training.rex_omni.architecture import initialize, make_config
 from training.rex_omni.data import BatchSource
-from training.rex_omni.muon import Muon
 from training.rex_omni.objectives import AuxiliaryHeads, Objective, SoftBins
 from training.rex_omni.tokenizer import build_tokenizer
 
