@@ -10,6 +10,7 @@ from assets.evaluation import build_evaluation_assets
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
 from labeling_pipeline.home import Environment
+from labeling_pipeline.labeling import models_of
 from labeling_pipeline.plan import Plan, load_plan
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
@@ -22,9 +23,12 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
     """Everything Dagster needs for one plan and one home.
 
     Raises:
-        ConfigurationError: a model that the plan names does not exist or cannot do its task.
+        ConfigurationError: a model that the plan names does not exist, cannot do its task, or does
+            not go with the settings.
     """
-    plan.with_model(environment.model).check_models()
+    effective = plan.with_model(environment.model, **environment.settings)
+    effective.check_models()
+    models_of(effective)
     return dg.Definitions(
         assets=[
             *build_ingestion_assets(plan),
@@ -35,7 +39,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
         resources={
             "annotation_store": AnnotationStoreResource(home=str(environment.home.resolve())),
             "image_source": ImageSourceResource(root=str(environment.images.resolve())),
-            "vision_model": VisionModelResource(model=environment.model, device=environment.device),
+            "vision_model": VisionModelResource(model=environment.model, **environment.settings),
         },
         # One process, so that a model loads once a run.
         executor=dg.in_process_executor,

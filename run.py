@@ -86,7 +86,7 @@ def run(images: Path, plan_path: Path | None, only: Sequence[str]) -> bool:
     definitions = build_definitions(plan, environment)
     home.claim(images)
     os.environ["DAGSTER_HOME"] = str(home.prepare_dagster(REPOSITORY / "dagster.yaml"))
-    effective = plan.with_model(environment.model, device=environment.device)
+    effective = plan.with_model(environment.model, **environment.settings)
     store = AnnotationStore(home.store_path)
     with dg.DagsterInstance.get() as instance, _alone_in(home, instance), _progress_bars():
         ran = _run_assets(definitions, effective, store, instance, only)

@@ -35,10 +35,12 @@ def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
         "seconds": dg.MetadataValue.float(round(summary.seconds, 2)),
         "model_key": dg.MetadataValue.text(summary.model_key),
     }
-    if summary.generations and summary.seconds:
+    if summary.answered and summary.seconds:
         # Left out where nothing was asked, so that the plot over time shows real rates only.
-        rate = summary.generations / summary.seconds
+        rate = summary.answered / summary.seconds
         metadata["images_per_second"] = dg.MetadataValue.float(round(rate, 2))
+    if summary.asked_again:
+        metadata["images_asked_again"] = dg.MetadataValue.int(summary.asked_again)
     if summary.dropped:
         metadata["dropped_pieces"] = dg.MetadataValue.int(summary.dropped)
     if summary.errors:

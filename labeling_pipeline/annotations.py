@@ -4,7 +4,7 @@ Coordinates everywhere: xyxy, absolute pixels of the EXIF-upright image, float, 
 y down.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 Box = tuple[float, float, float, float]
@@ -52,6 +52,12 @@ class Keypoint:
     y_px: float | None
     score: float | None
 
+    def moved(self, dx_px: float, dy_px: float) -> "Keypoint":
+        """The same, so many pixels to the right and down."""
+        if self.x_px is None or self.y_px is None:
+            return self
+        return replace(self, x_px=self.x_px + dx_px, y_px=self.y_px + dy_px)
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -80,6 +86,17 @@ class Annotation:
     text: str | None = None
     score: float | None = None
     token_scores: TokenScores | None = None
+
+    def moved(self, dx_px: float, dy_px: float) -> "Annotation":
+        """The same, so many pixels to the right and down."""
+        x0, y0, x1, y1 = self.bbox or (0.0,) * 4
+        return replace(
+            self,
+            bbox=(x0 + dx_px, y0 + dy_px, x1 + dx_px, y1 + dy_px) if self.bbox else None,
+            point=(self.point[0] + dx_px, self.point[1] + dy_px) if self.point else None,
+            polygon=tuple((x + dx_px, y + dy_px) for x, y in self.polygon),
+            keypoints=tuple(point.moved(dx_px, dy_px) for point in self.keypoints),
+        )
 
 
 @dataclass(frozen=True)
@@ -132,3 +149,15 @@ class ParsedAnswer:
     labels: dict[str, LabelAnswer]
     dropped: tuple[str, ...] = field(default=())
     complete: bool = True
+
+    def moved(self, dx_px: float, dy_px: float) -> "ParsedAnswer":
+        """The same of a larger image, in which the answered one begins at (dx_px, dy_px)."""
+        return replace(
+            self,
+            labels={
+                label: replace(
+                    said, annotations=tuple(a.moved(dx_px, dy_px) for a in said.annotations)
+                )
+                for label, said in self.labels.items()
+            },
+        )

@@ -3,11 +3,15 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, HomeError
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.models.cards import ModelSettings
 
 SAMPLE_HOME = Path(".labeling/sample")
 """Home of the sample dataset, where nothing else is said."""
@@ -79,20 +83,28 @@ def home_for(image_root: Path, base: Path = Path(".labeling")) -> Home:
 
 @dataclass(frozen=True)
 class Environment:
-    """The LABELING_* variables; they beat the plan. ``None``: not set."""
+    """The LABELING_* variables; they beat the plan.
+
+    model: ``None`` if not set. settings: what is set of the model settings, by field:
+        LABELING_DEVICE, LABELING_MAX_PIXELS and so on.
+    """
 
     home: Path
     plan: Path
     images: Path
-    model: str | None
-    device: str | None
+    model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, repository: Path) -> "Environment":
-        """Relative defaults are taken from the repository, so that any working folder will do."""
+        """Relative defaults are taken from the repository, so that any working folder will do.
+
+        Raises:
+            ConfigurationError: a value that cannot be; names the variable.
+        """
 
         def get(name: str) -> str | None:
-            return os.environ.get(f"LABELING_{name}") or None
+            return os.environ.get(f"LABELING_{name.upper()}") or None
 
         home = Path(get("HOME") or repository / SAMPLE_HOME)
         return cls(
@@ -100,5 +112,18 @@ class Environment:
             plan=Path(get("PLAN") or repository / "plans/sample.yaml"),
             images=Path(get("IMAGES") or repository / SAMPLE_HOME / "dataset/images"),
             model=get("MODEL"),
-            device=get("DEVICE"),
+            settings=_settings({f: value for f in ModelSettings.model_fields if (value := get(f))}),
         )
+
+
+def _settings(texts: dict[str, str]) -> dict[str, Any]:
+    """Texts of the environment, by field -> checked values."""
+    try:
+        settings = ModelSettings.model_validate(texts)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"LABELING_{str(p['loc'][0]).upper()}: {p['msg']}, got {p['input']!r}"
+            for p in error.errors()
+        )
+        raise ConfigurationError(f"the environment is not valid: {problems}") from None
+    return settings.model_dump(include=set(texts))

@@ -1,27 +1,39 @@
 """The labeling loop: what is due -> batches -> model -> store.
 
-One class at a time. Its due images are read ahead in threads, asked in batches, and each batch is
-written in one transaction while the next one runs. A batch that fails is bisected until the image
-that breaks it stands alone; that image gets the outcome ``failed`` and the class goes on.
+One class at a time. Its due images are read ahead in threads, asked in batches of like size, and
+each batch is written in one transaction while the next one runs. A batch that fails is bisected
+until the image that breaks it stands alone; that image gets the outcome ``failed`` and the class
+goes on.
 """
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from labeling_pipeline.annotations import Annotation, Generation, State
+import numpy as np
+
+from labeling_pipeline.annotations import Generation, State
+from labeling_pipeline.asking import (
+    Answered,
+    Conclusion,
+    Question,
+    conclude,
+    first_questions,
+    second_questions,
+)
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
+from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import class_standing, due_images
 from labeling_pipeline.tasks import Request, Task
@@ -30,12 +42,15 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _READ_AHEAD_BATCHES = 2
+_READERS = min(8, max(2, (os.cpu_count() or 2) // 2))
 
 
 @dataclass
 class ClassSummary:
     """What one materialization of entry x class did.
 
+    answered, asked_again: images that got an answer in this run, and those of them whose answer
+        called for a second round.
     generations, tokens, annotations, dropped, states: of what was asked in this run, over the
         class's own images.
     standing: state -> (images, annotations) of the whole class after it.
@@ -47,6 +62,8 @@ class ClassSummary:
     label: str
     model_key: str
     due: int = 0
+    answered: int = 0
+    asked_again: int = 0
     generations: int = 0
     tokens: int = 0
     annotations: int = 0
@@ -152,41 +169,52 @@ def _record_unsupported(
     summary.due = len(due)
     summary.notes = (reason,)
     rows = [
-        _outcome_row(
+        Asked(
+            item["image_id"],
+            item["attempt"],
             summary.entry,
             model.model_key,
-            run_id,
-            item,
-            summary.class_slug,
-            label,
             request_hash,
-            State.UNSUPPORTED,
-            error=reason,
-        )
+            run_id,
+        ).outcome(summary.class_slug, label, State.UNSUPPORTED, error=reason)
         for item in due
     ]
     summary.states[State.UNSUPPORTED] += len(rows)
     _write_unasked(store, model, rows)
 
 
-def _write_unasked(store: AnnotationStore, model: Model, outcomes: Sequence[dict]) -> None:
+def _write_unasked(store: AnnotationStore, model: Model, outcomes: Sequence[Row]) -> None:
     """Record outcomes that no answer stands behind."""
     if outcomes:
         with store.transaction() as tx:
-            tx.insert("models", [_model_row(model)], replace=True)
+            tx.insert("models", [model_row(model)], replace=True)
             tx.insert("outcomes", outcomes, skip_existing=True)
 
 
+class _Image:
+    """One due image on its way through the loop.
+
+    size_px: (width, height). generations, answered: in the order of asking.
+    error: what ended its way early.
+    """
+
+    def __init__(self, item: dict, asked: Asked) -> None:
+        self.path: str = item["path"]
+        self.size_px: tuple[int, int] = (item["width_px"], item["height_px"])
+        self.asked = asked
+        self.generations: list[Generation] = []
+        self.answered: list[Answered] = []
+        self.error: Exception | None = None
+
+
 @dataclass(frozen=True)
-class _Ready:
-    """An image made ready for the model. image_size_px: (width, height)."""
+class _Prepared:
+    """Questions about one image, made ready for the model."""
 
-    image_size_px: tuple[int, int]
-    prepared: Any
-
-
-_Reading: TypeAlias = _Ready | Exception
-"""What came of reading an image."""
+    image: _Image
+    questions: tuple[Question, ...]
+    prepared: list[Any]
+    sizes_px: list[tuple[int, int]]
 
 
 class _Loop:
@@ -209,6 +237,7 @@ class _Loop:
         self.image_root = image_root
         self.run_id = run_id
         self.summary = summary
+        self._first = first_questions(entry, group)
         self._model_is_known = False
 
     def run(self, force: bool, progress: Progress) -> None:
@@ -221,192 +250,206 @@ class _Loop:
             force=force,
         ).to_pylist()
         self.summary.due = len(due)
-        due = self._settle_without_references(due)
-        progress(0, len(due))
-        if not due:
+        images = self._settle_without_references([self._image(item) for item in due])
+        progress(0, len(images))
+        if not images:
             return
         done = 0
+        readers = ThreadPoolExecutor(_READERS, "image-reader")
         with ThreadPoolExecutor(1, "store-writer") as writer:
-            written: Future[None] | None = None
-            for items, readings in self._read_ahead(due):
-                answers = self._answer(readings)
+            try:
+                written: Future[None] | None = None
+                for batch in self._read_ahead(images, readers):
+                    self._answer(batch)
+                    self._ask_again([one.image for one in batch], readers)
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(self._write, [one.image for one in batch])
+                    done += len(batch)
+                    progress(done, len(images))
                 if written is not None:
                     written.result()
-                written = writer.submit(self._write, items, readings, answers)
-                done += len(items)
-                progress(done, len(due))
-            if written is not None:
-                written.result()
+            finally:
+                readers.shutdown(cancel_futures=True)
 
-    def _settle_without_references(self, due: list[dict]) -> list[dict]:
+    def _image(self, item: dict) -> _Image:
+        asked = Asked(
+            item["image_id"],
+            item["attempt"],
+            self.entry.name,
+            self.model.model_key,
+            self.group.request_hash,
+            self.run_id,
+        )
+        return _Image(item, asked)
+
+    def _settle_without_references(self, images: list[_Image]) -> list[_Image]:
         """Visual prompting can ask nothing of an image that has no reference boxes."""
         if self.entry.task is not Task.VISUAL_PROMPTING:
-            return due
-        bare = [item for item in due if item["path"] not in self.entry.references]
+            return images
+        bare = [image for image in images if image.path not in self.entry.references]
         reason = "no reference boxes: give some for this image under `references` in the plan"
         rows = [
-            self._outcome(item, slug, label, State.UNSUPPORTED, error=reason)
-            for item in bare
+            image.asked.outcome(slug, label, State.UNSUPPORTED, error=reason)
+            for image in bare
             for slug, label in self.group.classes.items()
         ]
         self.summary.states[State.UNSUPPORTED] += len(bare)
         _write_unasked(self.store, self.model, rows)
-        return [item for item in due if item["path"] in self.entry.references]
+        return [image for image in images if image.path in self.entry.references]
 
-    def _read_ahead(self, due: Sequence[dict]) -> Iterator[tuple[Sequence[dict], list[_Reading]]]:
+    def _read_ahead(self, images: Sequence[_Image], readers: Executor) -> Iterator[list[_Prepared]]:
         """Batches, read, decoded and made ready for the model while it works on earlier ones."""
-        size = self.model.settings.batch_size
-        batches = [due[i : i + size] for i in range(0, len(due), size)]
-        with ThreadPoolExecutor(2, "image-reader") as readers:
-            waiting: deque[list[Future[_Reading]]] = deque()
-            ahead = iter(batches)
+        waiting: deque[list[Future[_Prepared]]] = deque()
+        for batch in self._batches(images):
+            waiting.append([readers.submit(self._prepare, one, self._first) for one in batch])
+            if len(waiting) > _READ_AHEAD_BATCHES:
+                yield [future.result() for future in waiting.popleft()]
+        for futures in waiting:
+            yield [future.result() for future in futures]
 
-            def submit_next() -> None:
-                batch = next(ahead, None)
-                if batch is not None:
-                    waiting.append([readers.submit(self._read, item) for item in batch])
+    def _batches(self, images: Sequence[_Image]) -> Iterator[list[_Image]]:
+        """Images of like size, as many at once as the model takes just now."""
+        cost = {image.path: self.model.input_tokens(image.size_px) for image in images}
+        batch: list[_Image] = []
+        # The largest first: what does not fit into memory shows at once.
+        for image in sorted(images, key=lambda image: -cost[image.path]):
+            limit = self.model.batch_limit
+            questions = (len(batch) + 1) * len(self._first)
+            longest = cost[(batch or [image])[0].path]
+            if batch and (questions > limit.images or questions * longest > limit.tokens):
+                yield batch
+                batch = []
+            batch.append(image)
+        if batch:
+            yield batch
 
-            for _ in range(_READ_AHEAD_BATCHES):
-                submit_next()
-            for batch in batches:
-                readings = [future.result() for future in waiting.popleft()]
-                submit_next()
-                yield batch, readings
-
-    def _read(self, item: dict) -> _Reading:
+    def _prepare(self, image: _Image, questions: tuple[Question, ...]) -> _Prepared:
+        """Read an image and make its questions ready; what fails is noted on the image."""
+        prepared = _Prepared(image, questions, [], [])
         try:
-            request = Request(
-                read_image(self.image_root / item["path"]),
-                self.entry.task,
-                self.group.labels,
-                self.entry.skeleton,
-                self.entry.references.get(item["path"], ()),
-            )
-            return _Ready(request.size_px, self.model.prepare(request))
+            pixels = read_image(self.image_root / image.path)
+            image.size_px = (pixels.shape[1], pixels.shape[0])
+            for question in questions:
+                x0, y0, x1, y1 = question.crop_px or (0, 0, *image.size_px)
+                request = Request(
+                    np.ascontiguousarray(pixels[y0:y1, x0:x1]),
+                    question.task,
+                    question.labels,
+                    self.entry.skeleton if question.task is Task.KEYPOINT else None,
+                    self.entry.references.get(image.path, ()),
+                )
+                prepared.prepared.append(self.model.prepare(request))
+                prepared.sizes_px.append(request.size_px)
         except (ModelError, ConfigurationError):
             raise
         except Exception as error:  # whatever one image does to a decoder or a processor
-            return error
+            image.error = error
+        return prepared
 
-    def _answer(self, readings: Sequence[_Reading]) -> list[Generation | Exception]:
-        """One answer or error for every image."""
-        ready = [reading.prepared for reading in readings if isinstance(reading, _Ready)]
-        answered = iter(ask(self.model, ready))
-        return [next(answered) if isinstance(r, _Ready) else r for r in readings]
+    def _answer(self, batch: Sequence[_Prepared]) -> None:
+        """Ask what was prepared and read the answers; what fails is noted on the image."""
+        sound = [one for one in batch if one.image.error is None]
+        answers = iter(ask(self.model, [item for one in sound for item in one.prepared]))
+        for one in sound:
+            image = one.image
+            for question, size_px in zip(one.questions, one.sizes_px, strict=True):
+                answer = next(answers)
+                if isinstance(answer, Exception):
+                    image.error = answer
+                    continue
+                read = self.model.parse(
+                    answer,
+                    question.task,
+                    question.labels,
+                    size_px,
+                    self.entry.skeleton if question.task is Task.KEYPOINT else None,
+                )
+                if question.crop_px:
+                    read = read.moved(*question.crop_px[:2])
+                image.generations.append(answer)
+                image.answered.append(Answered(question, read))
 
-    def _write(
-        self,
-        items: Sequence[dict],
-        readings: Sequence[_Reading],
-        answers: Sequence[Generation | Exception],
-    ) -> None:
-        generations: list[dict] = []
-        outcomes: list[dict] = []
-        annotations: list[dict] = []
-        for item, reading, answer in zip(items, readings, answers, strict=True):
-            if isinstance(answer, Exception) or isinstance(reading, Exception):
-                error = f"{type(answer).__name__}: {answer}"
-                self.summary.errors[item["path"]] = error
+    def _ask_again(self, images: Sequence[_Image], readers: Executor) -> None:
+        """The second round, for those images whose answers call for one."""
+        again = [
+            (image, questions)
+            for image in images
+            if image.error is None
+            and (
+                questions := second_questions(self.entry, self.group, image.answered, image.size_px)
+            )
+        ]
+        if not again:
+            return
+        self.summary.asked_again += len(again)
+        futures = [readers.submit(self._prepare, image, questions) for image, questions in again]
+        self._answer([future.result() for future in futures])
+
+    def _write(self, images: Sequence[_Image]) -> None:
+        generations: list[Row] = []
+        outcomes: list[Row] = []
+        annotations: list[Row] = []
+        for image in images:
+            if image.error is not None:
+                error = f"{type(image.error).__name__}: {image.error}"
+                self.summary.errors[image.path] = error
                 self.summary.states[State.FAILED] += 1
                 outcomes += [
-                    self._outcome(item, slug, label, State.FAILED, error=error)
+                    image.asked.outcome(slug, label, State.FAILED, error=error)
                     for slug, label in self.group.classes.items()
                 ]
                 continue
-            parsed = self.model.parse(
-                answer,
-                self.entry.task,
-                self.group.labels,
-                reading.image_size_px,
-                self.entry.skeleton,
-            )
-            generation_id = self._generation_id(item)
-            generations.append(self._generation_row(item, generation_id, answer))
-            found = [a for label in self.group.labels for a in parsed.labels[label].annotations]
-            annotations += [
-                _annotation_row(
-                    annotation,
-                    generation_id,
-                    item["image_id"],
-                    self.entry.name,
-                    self.model.parser_version,
-                    position,
+            generations += [
+                image.asked.generation(position, one.question, answer)
+                for position, (one, answer) in enumerate(
+                    zip(image.answered, image.generations, strict=True)
                 )
-                for position, annotation in enumerate(found)
             ]
-            for slug, label in self.group.classes.items():
-                said = parsed.labels[label]
-                outcomes.append(
-                    self._outcome(
-                        item,
-                        slug,
-                        label,
-                        said.state,
-                        presence=said.presence,
-                        generation_id=generation_id,
-                        dropped=len(parsed.dropped),
-                    )
+            conclusion = conclude(self.entry, self.group, image.answered)
+            annotations += self._annotation_rows(image.asked, conclusion)
+            outcomes += [
+                image.asked.outcome(
+                    slug,
+                    label,
+                    conclusion.labels[label].state,
+                    presence=conclusion.labels[label].presence,
+                    generation_id=image.asked.generation_id(),
+                    dropped=len(conclusion.dropped),
                 )
-            own = parsed.labels[self.summary.label]
-            self.summary.states[own.state] += 1
-            self.summary.annotations += len(own.annotations)
-            self.summary.generations += 1
-            self.summary.tokens += len(answer.tokens)
-            self.summary.dropped += len(parsed.dropped)
+                for slug, label in self.group.classes.items()
+            ]
+            self._count(image, conclusion)
         with self.store.transaction() as tx:
             if not self._model_is_known:
-                tx.insert("models", [_model_row(self.model)], replace=True)
+                tx.insert("models", [model_row(self.model)], replace=True)
                 self._model_is_known = True
             # Another process may have settled the same images since we looked.
             tx.insert("generations", generations, skip_existing=True)
             tx.insert("outcomes", outcomes, skip_existing=True)
             tx.insert("annotations", annotations, skip_existing=True)
 
-    def _generation_id(self, item: dict) -> str:
-        identity = [
-            item["image_id"],
-            self.group.request_hash,
-            self.model.model_key,
-            item["attempt"],
+    def _annotation_rows(self, asked: Asked, conclusion: Conclusion) -> list[Row]:
+        found = [
+            (annotation, source)
+            for label in self.group.labels
+            for annotation, source in zip(
+                conclusion.labels[label].annotations, conclusion.sources[label], strict=True
+            )
         ]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+        return [
+            asked.annotation(position, annotation, source, self.model.parser_version)
+            for position, (annotation, source) in enumerate(found)
+        ]
 
-    def _outcome(self, item: dict, slug: str, label: str, state: State, **values: Any) -> dict:
-        return _outcome_row(
-            self.entry.name,
-            self.model.model_key,
-            self.run_id,
-            item,
-            slug,
-            label,
-            self.group.request_hash,
-            state,
-            **values,
-        )
-
-    def _generation_row(self, item: dict, generation_id: str, answer: Generation) -> dict:
-        return {
-            "generation_id": generation_id,
-            "image_id": item["image_id"],
-            "entry": self.entry.name,
-            "request_hash": self.group.request_hash,
-            "model_key": self.model.model_key,
-            "task": self.entry.task,
-            "labels": list(self.group.labels),
-            "prompt": answer.prompt,
-            "raw_text": answer.raw_text,
-            "tokens": list(answer.tokens),
-            "token_logprobs": list(answer.token_logprobs),
-            "token_window_mass": list(answer.token_window_mass),
-            "none_probs": list(answer.none_probs),
-            "finish_reason": answer.finish_reason,
-            "frame_width_px": answer.frame_size_px[0],
-            "frame_height_px": answer.frame_size_px[1],
-            "latency_s": answer.latency_s,
-            "attempt": item["attempt"],
-            "run_id": self.run_id,
-            "created_at": _now(),
-        }
+    def _count(self, image: _Image, conclusion: Conclusion) -> None:
+        own = conclusion.labels[self.summary.label]
+        self.summary.answered += 1
+        self.summary.states[own.state] += 1
+        self.summary.annotations += len(own.annotations)
+        self.summary.generations += len(image.generations)
+        self.summary.tokens += sum(len(answer.tokens) for answer in image.generations)
+        self.summary.dropped += len(conclusion.dropped)
 
 
 def ask(model: Model, prepared: Sequence[Any]) -> list[Generation | Exception]:
@@ -426,91 +469,3 @@ def ask(model: Model, prepared: Sequence[Any]) -> list[Generation | Exception]:
             return [error]
         half = len(prepared) // 2
         return ask(model, prepared[:half]) + ask(model, prepared[half:])
-
-
-def _outcome_row(
-    entry: str,
-    model_key: str,
-    run_id: str,
-    item: dict,
-    slug: str,
-    label: str,
-    request_hash: str,
-    state: State,
-    *,
-    presence: float | None = None,
-    error: str | None = None,
-    generation_id: str | None = None,
-    dropped: int = 0,
-) -> dict:
-    return {
-        "image_id": item["image_id"],
-        "entry": entry,
-        "class": slug,
-        "model_key": model_key,
-        "attempt": item["attempt"],
-        "label": label,
-        "request_hash": request_hash,
-        "state": state,
-        "presence": presence,
-        "error": error,
-        "generation_id": generation_id,
-        "dropped": dropped,
-        "run_id": run_id,
-        "created_at": _now(),
-    }
-
-
-def _annotation_row(
-    annotation: Annotation,
-    generation_id: str,
-    image_id: str,
-    entry: str,
-    parser_version: int,
-    position: int,
-) -> dict:
-    x0, y0, x1, y1 = annotation.bbox or (None,) * 4
-    scores = annotation.token_scores
-    return {
-        "annotation_id": f"{generation_id}-{parser_version}-{position}",
-        "generation_id": generation_id,
-        "image_id": image_id,
-        "entry": entry,
-        "label": annotation.label,
-        "parser_version": parser_version,
-        "position": position,
-        "x0_px": x0,
-        "y0_px": y0,
-        "x1_px": x1,
-        "y1_px": y1,
-        "point": _xy(annotation.point) if annotation.point else None,
-        "polygon": [_xy(corner) for corner in annotation.polygon] or None,
-        "text": annotation.text,
-        "score": annotation.score,
-        "geometric_mean": scores.geometric_mean if scores else None,
-        "window_mass": scores.window_mass if scores else None,
-        "keypoints": [
-            {"name": k.name, "x_px": k.x_px, "y_px": k.y_px, "score": k.score}
-            for k in annotation.keypoints
-        ]
-        or None,
-    }
-
-
-def _xy(point: tuple[float, float]) -> dict[str, float]:
-    return {"x_px": point[0], "y_px": point[1]}
-
-
-def _model_row(model: Model) -> dict:
-    return {
-        "model_key": model.model_key,
-        "name": model.card.name,
-        "checkpoint": model.card.checkpoint,
-        "revision": str(model.parameters["revision"]),
-        "licence": model.card.licence,
-        "parameters": json.dumps(model.parameters, sort_keys=True),
-    }
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)

@@ -55,6 +55,11 @@ class Entry(BaseModel):
     keypoints: Literal["person", "animal", "hand", "face"] = Field(
         "person", description="whose keypoints, for the task keypoint"
     )
+    top_down: bool = Field(
+        False,
+        description="for the task keypoint: detect, ask again on a crop of each instance, keep "
+        "the keypoints that the model is surer of",
+    )
     references: dict[str, tuple[Box, ...]] = Field(
         default_factory=dict,
         description="image path -> reference boxes in pixels, for the task visual_prompting",
@@ -62,6 +67,15 @@ class Entry(BaseModel):
     distractors: tuple[str, ...] = ()
     group_size: Annotated[int, Field(ge=1)] = 8
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _check_top_down(self) -> Self:
+        if self.top_down and self.task is not Task.KEYPOINT:
+            raise ValueError(
+                f"expected top_down only with task keypoint, got it with {self.task}: drop it, or "
+                "ask for keypoints"
+            )
+        return self
 
     @property
     def asset(self) -> str:
@@ -72,6 +86,11 @@ class Entry(BaseModel):
     def skeleton(self) -> Skeleton | None:
         """Which keypoints are asked for."""
         return SKELETONS[self.keypoints] if self.task is Task.KEYPOINT else None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is asked of the model."""
+        return (self.task, Task.DETECTION) if self.top_down else (self.task,)
 
     @property
     def labels_per_prompt(self) -> int:
@@ -176,7 +195,8 @@ class Plan(BaseModel):
             ConfigurationError: names the entry's model, what it can do and which models can.
         """
         for entry in self.entries:
-            require_task(find_card(self.model_of(entry)), entry.task)
+            for task in entry.tasks:
+                require_task(find_card(self.model_of(entry)), task)
 
 
 def load_plan(path: Path) -> Plan:
@@ -336,7 +356,8 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
         asked = (*cut, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
         references = [sorted(entry.references.items())] if entry.references else []
-        identity = json.dumps([entry.name, entry.task, text, asked, *references])
+        mode = ["top_down"] if entry.top_down else []
+        identity = json.dumps([entry.name, entry.task, text, asked, *references, *mode])
         groups.append(
             Group(
                 labels=asked,

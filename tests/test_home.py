@@ -5,9 +5,27 @@ import pytest
 
 from labeling_pipeline.errors import ConfigurationError, HomeError
 from labeling_pipeline.home import SAMPLE_HOME, Environment, Home, home_for
+from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.plan import parse_plan
+from resources.vision_model import VisionModelResource
 
-VARIABLES = ("HOME", "PLAN", "IMAGES", "MODEL", "DEVICE")
+SETTINGS = {
+    "device": ("cuda:1", "cuda:1"),
+    "dtype": ("float16", "float16"),
+    "quantization": ("int8", "int8"),
+    "cache_dir": ("/data/models", "/data/models"),
+    "revision": ("v2", "v2"),
+    "min_pixels": ("784", 784),
+    "max_pixels": ("1000000", 1_000_000),
+    "max_new_tokens": ("512", 512),
+    "repetition_penalty": ("1.1", 1.1),
+    "attention": ("eager", "eager"),
+    "static_cache": ("true", True),
+    "batch_size": ("32", 32),
+}
+"""Model setting -> (text in the environment, value)."""
+
+VARIABLES = ("HOME", "PLAN", "IMAGES", "MODEL", *(name.upper() for name in SETTINGS))
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +156,7 @@ def test_without_variables_the_sample_dataset_is_meant(tmp_path: Path):
         plan=tmp_path / "plans/sample.yaml",
         images=tmp_path / SAMPLE_HOME / "dataset/images",
         model=None,
-        device=None,
+        settings={},
     )
 
 
@@ -149,7 +167,7 @@ def test_without_variables_the_sample_dataset_is_meant(tmp_path: Path):
         ("PLAN", "/data/plan.yaml", "plan", Path("/data/plan.yaml")),
         ("IMAGES", "/data/images", "images", Path("/data/images")),
         ("MODEL", "rex-omni", "model", "rex-omni"),
-        ("DEVICE", "cuda:1", "device", "cuda:1"),
+        *((name.upper(), text, "settings", {name: v}) for name, (text, v) in SETTINGS.items()),
     ],
 )
 def test_a_variable_beats_the_default_and_only_its_own(
@@ -174,7 +192,35 @@ def test_an_empty_variable_is_as_good_as_none(
     assert Environment.read(tmp_path) == default
 
 
-def test_model_and_device_of_the_environment_beat_the_plan(
+def test_every_model_setting_has_a_variable_and_a_field_of_the_dagster_resource():
+    assert set(SETTINGS) == set(ModelSettings.model_fields)
+    assert set(VisionModelResource.model_fields) >= {"model", *SETTINGS}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("DTYPE", "int4", "'float32', 'bfloat16' or 'float16'"),
+        ("QUANTIZATION", "int3", "'int8'"),
+        ("MIN_PIXELS", "many", "valid integer"),
+        ("MAX_NEW_TOKENS", "0", "greater than or equal to 1"),
+        ("REPETITION_PENALTY", "-1", "greater than 0"),
+        ("ATTENTION", "fast", "'auto', 'sdpa', 'flash_attention_2' or 'eager'"),
+        ("STATIC_CACHE", "perhaps", "valid boolean"),
+        ("BATCH_SIZE", "1.5", "valid integer"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_refused_naming_it_what_came_and_what_was_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: str
+):
+    monkeypatch.setenv(f"LABELING_{variable}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        Environment.read(tmp_path)
+    for part in (f"LABELING_{variable}", expected, repr(value)):
+        assert part in str(caught.value)
+
+
+def test_the_environment_beats_the_plan_in_model_and_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plan = parse_plan(
@@ -183,12 +229,15 @@ def test_model_and_device_of_the_environment_beat_the_plan(
         "entries: [{name: object, task: detection, model: rex-omni}]\n"
     )
     environment = Environment.read(tmp_path)
-    same = plan.with_model(environment.model, device=environment.device)
+    same = plan.with_model(environment.model, **environment.settings)
     assert same == plan
 
     monkeypatch.setenv("LABELING_MODEL", "tiny-rex-omni")
     monkeypatch.setenv("LABELING_DEVICE", "cpu")
+    monkeypatch.setenv("LABELING_MAX_PIXELS", "500000")
     environment = Environment.read(tmp_path)
-    changed = plan.with_model(environment.model, device=environment.device)
+    changed = plan.with_model(environment.model, **environment.settings)
+    resource = VisionModelResource(model=environment.model, **environment.settings)
+    assert resource.applied_to(plan) == changed
     assert changed.model_of(changed.entry("object")) == "tiny-rex-omni"
-    assert (changed.runtime.device, changed.runtime.batch_size) == ("cpu", 3)
+    assert changed.runtime == ModelSettings(device="cpu", batch_size=3, max_pixels=500_000)

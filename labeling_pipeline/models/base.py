@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from labeling_pipeline.annotations import Generation, ParsedAnswer
+from labeling_pipeline.models.batching import BatchLimit
 from labeling_pipeline.models.cards import ModelCard, ModelSettings
 from labeling_pipeline.tasks import Request, Skeleton, Task
 
@@ -20,6 +21,19 @@ class Model(Protocol):
     model_key: str
 
     def __init__(self, card: ModelCard, settings: ModelSettings) -> None: ...
+
+    @property
+    def batch_limit(self) -> BatchLimit:
+        """How large a batch may be just now; shrinks when memory ran out.
+
+        Raises:
+            ModelError: the device that was asked for is not there.
+        """
+        ...
+
+    def input_tokens(self, size_px: tuple[int, int]) -> int:
+        """About how many tokens an image of this (width, height) costs; needs no weights."""
+        ...
 
     def prompt(
         self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None
@@ -40,6 +54,8 @@ class Model(Protocol):
 
     def forward(self, prepared: Sequence[Any]) -> list[Generation]:
         """Answer a batch of prepared requests, in order.
+
+        A batch that is too large for memory is answered in pieces.
 
         Raises:
             ModelError: the model could not be loaded.

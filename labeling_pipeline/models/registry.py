@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, UnknownModelError
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.cards import CARD_FILE, ModelCard, ModelSettings
+from labeling_pipeline.models.cards import CARD_FILE, FOLDER, ModelCard, ModelSettings
 from labeling_pipeline.tasks import Task
 
 EMBEDDED = "tiny-rex-omni"
@@ -40,7 +40,18 @@ _REX_OMNI = ModelCard(
     max_new_tokens=4096,
 )
 
-_HUB_CARDS = {_REX_OMNI.name: _REX_OMNI}
+_REX_OMNI_AWQ = _REX_OMNI.model_copy(
+    update={
+        "name": "rex-omni-awq",
+        "checkpoint": "IDEA-Research/Rex-Omni-AWQ",
+        "about": "Rex-Omni 3B in 4-bit weights, for small GPUs; needs the extra `awq`",
+        "quantization": "awq",
+        # Kernels for these weights compute in half precision only.
+        "dtype": "float16",
+    }
+)
+
+_HUB_CARDS = {card.name: card for card in (_REX_OMNI, _REX_OMNI_AWQ)}
 
 # What config.json calls the architecture -> the card whose protocol a folder of it speaks.
 _FAMILIES = {"qwen2_5_vl": _REX_OMNI}
@@ -84,8 +95,9 @@ def find_card(name: str) -> ModelCard:
     if folder.is_dir():
         return _folder_card(folder.resolve(), name)
     raise UnknownModelError(
-        f"no model is called {name!r}: expected one of {', '.join(registered_names())}, the hub "
-        f"repository {_REX_OMNI.checkpoint}, or a folder with a checkpoint"
+        f"no model is called {name!r}: expected one of {', '.join(registered_names())}, a hub "
+        f"repository ({', '.join(card.checkpoint for card in _HUB_CARDS.values())}), or a folder "
+        "with a checkpoint"
     )
 
 
@@ -115,14 +127,19 @@ def _folder_card(folder: Path, name: str) -> ModelCard:
     config = folder / "config.json"
     if not config.is_file():
         raise UnknownModelError(f"{folder}: expected a checkpoint, but it holds no config.json")
-    model_type = _read_mapping(config).get("model_type")
+    described = _read_mapping(config)
+    model_type = described.get("model_type")
     family = _FAMILIES.get(str(model_type))
     if family is None:
         raise UnknownModelError(
             f"{folder}: config.json says model_type {model_type!r}; "
             f"known are {', '.join(_FAMILIES)}"
         )
-    fields = family.model_dump() | {"name": name, "checkpoint": str(folder), "revision": "folder"}
+    fields = family.model_dump() | {"name": name, "checkpoint": str(folder), "revision": FOLDER}
+    if method := (described.get("quantization_config") or {}).get("quant_method"):
+        fields |= {"quantization": method}
+        if method == _REX_OMNI_AWQ.quantization:
+            fields |= {"dtype": _REX_OMNI_AWQ.dtype}
     own = folder / CARD_FILE
     if own.is_file():
         fields |= _read_mapping(own)

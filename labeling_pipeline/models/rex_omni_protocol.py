@@ -15,15 +15,21 @@ a ``<``. Keypoint answers are JSON, usually fenced:
 
 The parsers never raise on any text and never repair silently: what is not understood is listed in
 ``ParsedAnswer.dropped``.
+
+What goes wrong with greedy decoding: one box said again and again, boxes that march on by one and
+the same step, JSON that starts over, and one box over the whole image. ``LoopWatch`` sees the first
+three while the answer is being written, so that it can be stopped; the parser asks the same watch,
+so an answer reads the same whether or not it was stopped.
 """
 
 import json
 import math
 import re
-from collections import Counter
+from bisect import bisect_left, insort
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from labeling_pipeline.annotations import (
     Annotation,
@@ -39,10 +45,10 @@ from labeling_pipeline.annotations import (
 )
 from labeling_pipeline.tasks import RULES, Geometry, Skeleton, Task
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Part of the model key: raise it when prompts or decoding change."""
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Stands on every annotation: raise it when the same text would be read differently."""
 
 SYSTEM_PROMPT = "You are a helpful assistant"
@@ -54,7 +60,25 @@ DUPLICATE_IOU = 0.9
 """Boxes of one label that overlap more than this are one thing said twice."""
 
 DEGENERATE_RUN = 5
-"""So many repeated boxes, or steps of one arithmetic ladder, are no answer but a loop."""
+"""A thing said so many times again, or so many things in a row that had all been said, is no answer
+but a loop; so are so many equal steps from box to box at the end of an answer that was cut."""
+
+LADDER_RUN = 32
+"""So many equal steps from box to box are a loop even before the answer ends.
+
+Windows in a row step equally too, so this must be longer than a row can be: a pitch of whole pixels
+is seldom one of whole bins, so rounding breaks the step of a longer row, as the ends of the rows do
+that of a grid. A ladder costs some 160 tokens before it is seen, out of thousands."""
+
+PERIODIC_REPEATS, PERIODIC_TOKENS = 5, 40
+"""Text that says the same so many times, over at least so many tokens, is a loop. Shorter runs are
+found in print: dotted lines, rows of stars."""
+
+LONGEST_PERIOD = 512
+"""In tokens; a person with all keypoints takes about 200."""
+
+GIANT_SHARE = 0.95
+"""A box over so much of the image may be the whole scene instead of a thing in it."""
 
 REF_START, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
 BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
@@ -68,6 +92,10 @@ _SHAPES = {
     Geometry.POLYGON: re.compile(rf"(?:{_POINT}){{3,}}"),
 }
 _SEPARATOR = re.compile(r"[\s,]*")
+_PARTS = re.compile(r"<\|[a-z_]+\|>|<[0-9]{1,3}>|[^<]+|<")
+_INSTANCE_OR_BOX = re.compile(r'"([^"]*)"\s*:\s*\{|"bbox"\s*:\s*"([^"]*)"')
+_MARK_CHARS = 200
+"""Enough of the text to hold the name of an instance, or its box."""
 _FENCE = re.compile(r"```(?:json)?\s*")
 
 
@@ -144,6 +172,191 @@ def from_bin(value: int, size_px: float) -> float:
     return value / (BINS - 1) * size_px
 
 
+class _Heard:
+    """The things said so far under one label. A thing is its bounds, xyxy in any one unit, and the
+    text that was read there; a point's bounds are the point twice."""
+
+    def __init__(self) -> None:
+        self._things: list[tuple[Box, str | None]] = []  # sorted
+        self._again: dict[tuple[Box, str | None], int] = {}
+
+    def again(self, bounds: Box, text: str | None = None) -> int:
+        """Hear a thing; returns how many times it is now said again, 0 for a new one."""
+        thing = self._find(bounds, text)
+        if thing is None:
+            insort(self._things, (bounds, text))
+            self._again[bounds, text] = 0
+            return 0
+        self._again[thing] += 1
+        return self._again[thing]
+
+    def _find(self, bounds: Box, text: str | None) -> tuple[Box, str | None] | None:
+        if (bounds, text) in self._again:
+            return bounds, text
+        # Boxes that overlap so much begin within so much of their width.
+        reach = (1 - DUPLICATE_IOU) * (bounds[2] - bounds[0])
+        first = bisect_left(self._things, ((bounds[0] - reach,),))
+        end = bisect_left(self._things, ((bounds[0] + reach + 1e-9,),))
+        return next(
+            (
+                (other, said)
+                for other, said in self._things[first:end]
+                if said == text and box_iou(other, bounds) > DUPLICATE_IOU
+            ),
+            None,
+        )
+
+
+class _Course:
+    """The course that the things of one label take: whether it goes in circles, or up a ladder.
+
+    steps: so many equal steps led to the last thing.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._heard = _Heard()
+        self._nothing_new = 0
+        self._last: tuple[Sequence[int], str | None] = ((), None)
+        self._step: list[int] | None = None
+
+    def add(self, bins: Sequence[int], text: str | None) -> bool:
+        """Take the next thing; returns whether the course is a loop."""
+        again = self._heard.again(_bounds(bins), text)
+        self._nothing_new = self._nothing_new + 1 if again else 0
+        step = None
+        if self._last[1] == text and len(self._last[0]) == len(bins):
+            step = [b - a for a, b in zip(self._last[0], bins, strict=True)]
+        if step is None:
+            self.steps = 0
+        else:
+            self.steps = self.steps + 1 if step == self._step else 1
+        self._step, self._last = step, (bins, text)
+        return max(again, self._nothing_new) >= DEGENERATE_RUN or self.steps >= LADDER_RUN
+
+
+class _Periods:
+    """Recognises text that repeats, for all periods at once.
+
+    For each period p of 1..LONGEST_PERIOD tokens it counts how many tokens on end equal the one p
+    tokens before: small vector operations a token, however long the text.
+    """
+
+    def __init__(self) -> None:
+        periods = np.arange(1, LONGEST_PERIOD + 1)
+        self._needed = np.maximum((PERIODIC_REPEATS - 1) * periods, PERIODIC_TOKENS - periods)
+        self._equal = np.zeros(LONGEST_PERIOD, int)
+        self._newest_first = np.full(LONGEST_PERIOD, -1)
+        self._codes: dict[str, int] = {}
+
+    def add(self, token: str) -> bool:
+        """Take the next token; returns whether the text ends in a loop."""
+        code = self._codes.setdefault(token, len(self._codes))
+        self._equal = (self._equal + 1) * (self._newest_first == code)
+        self._newest_first[1:] = self._newest_first[:-1]
+        self._newest_first[0] = code
+        return bool((self._equal >= self._needed).any())
+
+
+class LoopWatch:
+    """Watches one answer being written, and says when it goes in circles.
+
+    It never fires on an answer that says a new thing each time, whatever its length, unless things
+    follow each other by one and the same step ``LADDER_RUN`` times.
+
+    label: what the answer speaks of just now, as it says it. looped: the labels, as the answer says
+    them, under which it went in circles.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.label = ""
+        self.looped: set[str] = set()
+        self._rule = RULES[task]
+        self._courses: dict[str, _Course] = {}
+        self._periods = _Periods()
+        self._is_label = self._is_body = False
+        self._bins: list[int] = []
+        self._recent = ""
+
+    @property
+    def looping(self) -> bool:
+        """Whether it is time to stop."""
+        return bool(self.looped)
+
+    @property
+    def ends_in_ladder(self) -> bool:
+        """Whether the last things follow each other by one and the same step. A row of windows does
+        so too: it says something only of an answer without an end."""
+        return self._course().steps >= DEGENERATE_RUN
+
+    def add(self, pieces: Sequence[str]) -> None:
+        """Take the next tokens, as text. A mark like ``<12>`` must not be cut in two."""
+        take = self._take_json if self._rule.geometry is Geometry.KEYPOINTS else self._take_marked
+        for piece in pieces:
+            for part in _PARTS.findall(piece):
+                take(part)
+                if self._periods.add(part):
+                    self.looped.add(self.label)
+
+    def _take_marked(self, part: str) -> None:
+        if part in _MARKS:
+            self._say(self._bins)
+            self._bins = []
+            self._is_label, self._is_body = part == REF_START, part == BOX_START
+            if self._is_label:
+                self.label = ""
+        elif self._is_label:
+            self.label += part
+        elif self._is_body and (coordinate := _COORDINATE.fullmatch(part)):
+            self._bins.append(int(coordinate[1]))
+        elif self._is_body and "," in part:
+            self._say(self._bins)
+            self._bins = []
+
+    def _take_json(self, part: str) -> None:
+        self._recent += part
+        if '"' not in part and "{" not in part:
+            return
+        end = 0
+        for match in _INSTANCE_OR_BOX.finditer(self._recent):
+            name, box = match.groups()
+            if box is not None:
+                self._say([int(b) for b in _COORDINATE.findall(box)])
+            elif name != "keypoints":
+                self.label = name
+            end = match.end()
+        self._recent = self._recent[end:][-_MARK_CHARS:]
+
+    def _say(self, bins: Sequence[int]) -> None:
+        text = self.label if self._rule.reads_text else None
+        if bins and self._course().add(bins, text):
+            self.looped.add(self.label)
+
+    def _course(self) -> _Course:
+        """Of what is spoken of just now. All text that is read is one list, and so are all
+        numbered instances of one thing."""
+        key = self.label
+        if self._rule.reads_text:
+            key = ""
+        elif self._rule.geometry is Geometry.KEYPOINTS:
+            key = _without_number(key)
+        return self._courses.setdefault(key, _Course())
+
+
+_MARKS = (REF_START, REF_END, BOX_START, BOX_END)
+
+
+def _bounds(numbers: Sequence[float]) -> Box:
+    """x and y in turns; half a point, which only a garbled answer holds, lies on the diagonal."""
+    xs, ys = numbers[::2], numbers[1::2] or numbers[:1]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _without_number(name: str) -> str:
+    """What an instance like ``person12`` is one of."""
+    return name.rstrip("0123456789").rstrip(" _")
+
+
 def parse(
     generation: Generation,
     task: Task,
@@ -177,7 +390,7 @@ class _Reader:
         self.task = task
         self.rule = RULES[task]
         self.text = generation.raw_text
-        self.cut = generation.finish_reason is FinishReason.LENGTH
+        self.cut = generation.finish_reason is not FinishReason.STOP
         self.generation = generation
         self.image_size_px = image_size_px
         self.skeleton = skeleton
@@ -185,9 +398,11 @@ class _Reader:
         self.dropped: list[str] = []
         self.annotations: dict[str, list[Annotation]] = {label: [] for label in labels}
         self.states: dict[str, State] = {}
-        self.repeats: Counter[str] = Counter()
+        self.heard = {label: _Heard() for label in labels}
         self.presence: dict[str, float] = {}
         self._by_folded = {label.casefold(): label for label in labels}
+        self._watch = LoopWatch(task)
+        self._watch.add(generation.tokens)
         self._token_at: dict[int, int] = {}
         position = 0
         for index, token in enumerate(generation.tokens):
@@ -213,6 +428,10 @@ class _Reader:
             if folded.endswith(ending) and folded.removesuffix(ending) in self._by_folded:
                 return self._by_folded[folded.removesuffix(ending)]
         return None
+
+    def asked_instance(self, name: str) -> str | None:
+        """The same for an instance, which may bear a number."""
+        return self.asked(name) or self.asked(_without_number(name))
 
     def drop(self, reason: str, what: str) -> None:
         self.dropped.append(f"{reason}: {what[:200]}")
@@ -261,25 +480,23 @@ class _Reader:
 
     def add(self, label: str, annotation: Annotation) -> None:
         """Keep an annotation, unless it says again what an earlier one said."""
-        earlier = self.annotations[label]
-        if annotation.bbox is not None and any(
-            other.bbox is not None
-            and other.text == annotation.text
-            and box_iou(other.bbox, annotation.bbox) > DUPLICATE_IOU
-            for other in earlier
-        ):
-            self.repeats[label] += 1
-            self.drop("duplicate", f"{label} {annotation.bbox}")
-            return
-        earlier.append(annotation)
+        point = annotation.point or ()
+        bounds = annotation.bbox or _bounds(point)
+        if self.heard[label].again(bounds, annotation.text):
+            self.drop("duplicate", f"{label} {annotation.bbox or point}")
+        else:
+            self.annotations[label].append(annotation)
 
     def result(self) -> ParsedAnswer:
         """Labels without a state of their own get the one that follows from the whole answer."""
+        if self.rule.reads_text and self.cut:
+            # Every text is closed by itself, but the list of texts has no end.
+            self.states.update(dict.fromkeys(self.annotations, State.TRUNCATED))
+        degenerate = self._looped() | self._giant()
         answers = {}
         for label, found in self.annotations.items():
             state = self.states.get(label)
-            is_loop = self.cut and _is_ladder(found)
-            if is_loop or self.repeats[label] >= DEGENERATE_RUN:
+            if label in degenerate:
                 state = State.DEGENERATE
             elif state is None:
                 if self.cut:
@@ -290,6 +507,57 @@ class _Reader:
                     state = State.UNPARSED
             answers[label] = LabelAnswer(state, self.presence.get(label), tuple(found))
         return ParsedAnswer(answers, tuple(self.dropped), self.complete)
+
+    def _looped(self) -> set[str]:
+        """The asked labels in which the answer went in circles."""
+        is_json = self.rule.geometry is Geometry.KEYPOINTS
+        asked = self.asked_instance if is_json else self.asked
+        last = asked(self._watch.label)
+        labels = {asked(name) for name in self._watch.looped}
+        was_stopped = self.generation.finish_reason is FinishReason.LOOP
+        is_open = self.cut and last is not None and self.states.get(last) is State.TRUNCATED
+        if (was_stopped and not labels) or (is_open and self._watch.ends_in_ladder):
+            labels.add(last)
+        looped = {label for label in labels if label is not None}
+        if was_stopped and not looped:
+            # It went in circles in no asked label: that spoils what it had not come to.
+            return {x for x in self.annotations if x not in self.states} or set(self.annotations)
+        return looped
+
+    def _giant(self) -> set[str]:
+        """The labels that took the whole scene for a thing.
+
+        Beside boxes that lie in it, a giant box is dropped. Where it is all that a label has, it
+        may be right, but hardly for several labels of one answer: these keep it and are degenerate.
+        """
+        if self.rule.geometry is not Geometry.BOX:
+            return set()
+        degenerate, lone = set(), set()
+        for label, found in self.annotations.items():
+            for giant in filter(self._is_giant, list(found)):
+                if sum(_lies_in(other, giant) for other in found if other is not giant) >= 2:
+                    found.remove(giant)
+                    self.drop("giant_box", f"{label} {giant.bbox}")
+                    degenerate.add(label)
+            if len(found) == 1 and self._is_giant(found[0]):
+                lone.add(label)
+        return degenerate | lone if len(lone) > 1 else degenerate
+
+    def _is_giant(self, annotation: Annotation) -> bool:
+        width, height = self.image_size_px
+        box = annotation.bbox
+        if box is None:
+            return False
+        return (box[2] - box[0]) * (box[3] - box[1]) >= GIANT_SHARE * width * height
+
+
+def _lies_in(inner: Annotation, outer: Annotation) -> bool:
+    if inner.bbox is None or outer.bbox is None:
+        return False
+    x0, y0, x1, y1 = inner.bbox
+    return (
+        outer.bbox[0] <= x0 and outer.bbox[1] <= y0 and x1 <= outer.bbox[2] and y1 <= outer.bbox[3]
+    )
 
 
 def _read_marked(reader: _Reader) -> ParsedAnswer:
@@ -456,7 +724,7 @@ def _skip_colon(text: str, position: int) -> int:
 
 def _read_instance(reader: _Reader, name: str, start: int, end: int) -> None:
     """One ``"person1": {...}`` whose value stands in text[start:end]."""
-    label = reader.asked(name) or reader.asked(name.rstrip("0123456789").rstrip(" _"))
+    label = reader.asked_instance(name)
     if label is None:
         reader.drop("not_asked", f"{name}: {reader.text[start:end]}")
         return
@@ -504,21 +772,6 @@ def _string_value(text: str, key: str, start: int, end: int) -> tuple[int, int] 
     """Where the string value of a key stands, without its quotes."""
     match = re.compile(rf'"{re.escape(key)}"\s*:\s*"([^"]*)"').search(text, start, end)
     return match.span(1) if match else None
-
-
-def _is_ladder(found: Sequence[Annotation]) -> bool:
-    """Whether an answer ends in boxes that follow each other by one and the same step.
-
-    A row of windows looks like that too, so it says something only of an answer without an end.
-    """
-    boxes = [a.bbox for a in found if a.bbox is not None][-DEGENERATE_RUN - 1 :]
-    if len(boxes) <= DEGENERATE_RUN:
-        return False
-    steps = {
-        tuple(round(b - a, 3) for a, b in zip(one, two, strict=True))
-        for one, two in pairwise(boxes)
-    }
-    return len(steps) == 1
 
 
 def _geometric_mean(values: Sequence[float]) -> float:

@@ -65,7 +65,7 @@ class RexOmniRuntime:
         # Its bar would break into ours, for weights that load in milliseconds.
         disable_progress_bar()
         self.card = card
-        self.device = _choose_device(settings.device)
+        self.device = choose_device(settings.device)
         source = {
             "revision": settings.revision or card.revision,
             "cache_dir": settings.cache_dir,
@@ -118,9 +118,10 @@ class RexOmniRuntime:
         merged = self.image_processor.merge_size**2
         count = int(pixels["image_grid_thw"].prod()) // merged
         image_token = self.processor.image_token
+        text = self._chat(prompt).replace(image_token, image_token * count, 1)
         return PreparedRequest(
             prompt=prompt,
-            text=self._chat(prompt).replace(image_token, image_token * count, 1),
+            input_ids=self.tokenizer(text).input_ids,
             pixel_values=pixels["pixel_values"],
             image_grid_thw=pixels["image_grid_thw"],
             frame_size_px=(frame.shape[1], frame.shape[0]),
@@ -131,7 +132,9 @@ class RexOmniRuntime:
         """Answer a batch greedily."""
         self._use_few_threads()
         started = time.perf_counter()
-        inputs = self.tokenizer([p.text for p in prepared], padding=True, return_tensors="pt")
+        inputs = self.tokenizer.pad(
+            {"input_ids": [p.input_ids for p in prepared]}, return_tensors="pt"
+        )
         # Without the token types the 3-D positions of the image would silently be lost.
         image_tokens = inputs["input_ids"] == self.processor.image_token_id
         inputs["mm_token_type_ids"] = image_tokens.to(torch.int)
@@ -158,6 +161,11 @@ class RexOmniRuntime:
             self._generation(one, ids, record, latency_s)
             for one, ids, record in zip(prepared, answers.tolist(), records, strict=True)
         ]
+
+    def free_memory(self) -> None:
+        """Give back what the allocator keeps for itself."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _use_few_threads(self) -> None:
         # OpenMP keeps this number for each calling thread, so it is said in every one.
@@ -213,14 +221,14 @@ class RexOmniRuntime:
 class PreparedRequest:
     """A request ready for the forward pass.
 
-    text: the whole chat, with one image token for every merged patch.
+    input_ids: the whole chat, with one image token for every merged patch.
     pixel_values: (patches, 1176) float32. image_grid_thw: (1, 3) int, patches along time, height
         and width.
     frame_size_px: (width, height) that coordinates refer to.
     """
 
     prompt: str
-    text: str
+    input_ids: list[int]
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
     frame_size_px: tuple[int, int]
@@ -330,7 +338,12 @@ def _prompt(request: Request, frame: np.ndarray) -> str:
     return protocol.prompt(request.task, request.labels, request.skeleton, references)
 
 
-def _choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str) -> torch.device:
+    """The device of a setting; auto is a GPU if torch sees one.
+
+    Raises:
+        ModelError: a GPU was asked for and there is none.
+    """
     if wanted != "auto":
         if wanted.startswith("cuda") and not torch.cuda.is_available():
             raise ModelError(

@@ -8,6 +8,7 @@ every key optional:
      "raw_text": "...",                         the whole answer, instead of boxes
      "finish_reason": "length",                 default: stop
      "fail_size_px": [640, 480],                a batch with an image of this size raises
+     "out_of_memory_above": 8,                  a forward of more images raises MemoryError
      "interrupt_batch": 3,                      the third batch raises KeyboardInterrupt, once
      "delay_s": 0.5,                            what a batch takes
      "log": "asked.jsonl"}                      every request is appended here, one line each
@@ -23,8 +24,9 @@ from typing import Any
 
 from labeling_pipeline.annotations import FinishReason, Generation
 from labeling_pipeline.models import rex_omni_protocol as protocol
+from labeling_pipeline.models.batching import BatchLimit
 from labeling_pipeline.models.cards import ModelCard, ModelSettings, key_of
-from labeling_pipeline.models.rex_omni import RexOmni
+from labeling_pipeline.models.rex_omni import CPU_LIMIT, RexOmni
 from labeling_pipeline.tasks import Request, Task
 
 _PIECES = re.compile(r"<\|[a-z_]+\|>|<[0-9]{1,3}>|[^<]+|<")
@@ -42,22 +44,31 @@ class ScriptedModel(RexOmni):
         self.parameters |= {"checkpoint": "script"}
         self.parameters |= {key: self.script.get(key) for key in _ANSWER_KEYS}
         self.model_key = key_of(self.parameters)
-        self._batches = 0
+        self._asked_batches = 0
 
     def prepare(self, request: Request) -> Request:
         """A script needs nothing prepared."""
         return request
 
     def forward(self, prepared: Sequence[Request]) -> list[Generation]:
-        """Answer from the script.
+        """Answer from the script, in pieces where it says that memory does not suffice.
 
         Raises:
             RuntimeError: the script says that an image of this size breaks the batch.
             KeyboardInterrupt: the script says that somebody stops the run here.
         """
-        self._batches += 1
-        if self._batches == self.script.get("interrupt_batch"):
+        self._asked_batches += 1
+        if self._asked_batches == self.script.get("interrupt_batch"):
             raise KeyboardInterrupt
+        lengths = [self.input_tokens(request.size_px) for request in prepared]
+        return self._sizer().run(prepared, lengths, self._answer_all)
+
+    def _start_limit(self) -> BatchLimit:
+        return CPU_LIMIT
+
+    def _answer_all(self, prepared: Sequence[Request]) -> list[Generation]:
+        if len(prepared) > self.script.get("out_of_memory_above", len(prepared)):
+            raise MemoryError(f"scripted: no memory for {len(prepared)} images")
         time.sleep(self.script.get("delay_s", 0.0))
         poison = self.script.get("fail_size_px")
         for request in prepared:

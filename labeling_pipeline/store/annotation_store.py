@@ -17,11 +17,18 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = Path(__file__).parent / "schema.sql"
 
 # Forward migrations: MIGRATIONS[n] takes a file from version n to n + 1.
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    1: """
+    ALTER TABLE generations ADD COLUMN follows VARCHAR;
+    ALTER TABLE generations ADD COLUMN crop_px INTEGER[];
+    ALTER TABLE annotations ADD COLUMN answered_in VARCHAR;
+    UPDATE annotations SET answered_in = generation_id;
+    """,
+}
 
 Rows: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 

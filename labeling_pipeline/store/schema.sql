@@ -1,4 +1,4 @@
--- The annotation store, version 1. One statement per table; keys as PRIMARY KEY.
+-- The annotation store, version 2. One statement per table; keys as PRIMARY KEY.
 -- Coordinates: xyxy, absolute pixels of the EXIF-upright image. Times: UTC.
 
 CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
@@ -53,12 +53,14 @@ CREATE TABLE models (
 
 CREATE TABLE generations (
     generation_id VARCHAR PRIMARY KEY,
+    follows VARCHAR,                    -- the first answer about the image; NULL: it is the first
     image_id VARCHAR NOT NULL,
     entry VARCHAR NOT NULL,
     request_hash VARCHAR NOT NULL,
     model_key VARCHAR NOT NULL,
     task VARCHAR NOT NULL,
     labels VARCHAR[] NOT NULL,
+    crop_px INTEGER[],                  -- x0, y0, x1, y1 of the part that was shown; NULL: all
     prompt VARCHAR NOT NULL,
     raw_text VARCHAR NOT NULL,
     tokens VARCHAR[] NOT NULL,
@@ -94,7 +96,8 @@ CREATE TABLE outcomes (
 
 CREATE TABLE annotations (
     annotation_id VARCHAR PRIMARY KEY,  -- from generation, parser version, position
-    generation_id VARCHAR NOT NULL,
+    generation_id VARCHAR NOT NULL,     -- the first answer about the image, as in outcomes
+    answered_in VARCHAR,                -- the answer that holds it: that one, or one that follows
     image_id VARCHAR NOT NULL,
     entry VARCHAR NOT NULL,
     label VARCHAR NOT NULL,

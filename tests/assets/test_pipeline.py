@@ -27,7 +27,7 @@ def pipeline(tmp_path, image_root):
             def definitions(self, model: str, root: Path = image_root) -> dg.Definitions:
                 entry = "{name: object, task: detection}"
                 text = f"model: {json.dumps(model)}\nentries:\n  - {entry}\n"
-                environment = Environment(home, Path("unused"), root, None, None)
+                environment = Environment(home, Path("unused"), root)
                 return build_definitions(parse_plan(text), environment)
 
             def run(self, definitions, *names, classes=None):

@@ -42,7 +42,7 @@ def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_ro
         f"  - {{name: thing, task: {task}, classes: [cat], ask: {{cat: cat}}{references}}}\n"
     )
     home = tmp_path / "home"
-    definitions = build_definitions(plan, Environment(home, Path("unused"), image_root, None, None))
+    definitions = build_definitions(plan, Environment(home, Path("unused"), image_root))
     with dg.DagsterInstance.ephemeral() as instance:
         for selection, partition in (
             (["raw_images", "clean_images"], None),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.models.cards import (
     ModelCard,
     ModelSettings,
@@ -13,7 +14,7 @@ from labeling_pipeline.models.cards import (
     key_of,
     model_parameters,
 )
-from labeling_pipeline.models.registry import find_card
+from labeling_pipeline.models.registry import find_card, load_model
 
 MIB = 1 << 20
 
@@ -46,6 +47,12 @@ def key(
     [
         pytest.param({"settings": ModelSettings(revision="v2")}, id="revision"),
         pytest.param({"settings": ModelSettings(dtype="float32")}, id="dtype"),
+        pytest.param({"settings": ModelSettings(quantization="int8")}, id="quantization"),
+        pytest.param({"settings": ModelSettings(min_pixels=28 * 28)}, id="least pixels wanted"),
+        pytest.param({"settings": ModelSettings(max_pixels=10**6)}, id="most pixels wanted"),
+        pytest.param({"settings": ModelSettings(max_new_tokens=64)}, id="token limit wanted"),
+        pytest.param({"settings": ModelSettings(repetition_penalty=1.2)}, id="penalty wanted"),
+        pytest.param({"quantization": "awq"}, id="quantized weights"),
         pytest.param({"checkpoint": "IDEA-Research/Rex-Omni-AWQ"}, id="checkpoint"),
         pytest.param({"min_pixels": 28 * 28}, id="least pixels"),
         pytest.param({"max_pixels": 1280 * 28 * 28}, id="most pixels"),
@@ -65,6 +72,9 @@ def test_what_can_change_an_answer_changes_the_model_key(changed: dict[str, Any]
         pytest.param({"settings": ModelSettings(device="cuda:1")}, id="device"),
         pytest.param({"settings": ModelSettings(batch_size=1)}, id="batch size"),
         pytest.param({"settings": ModelSettings(cache_dir="/elsewhere")}, id="cache folder"),
+        pytest.param({"settings": ModelSettings(attention="eager")}, id="attention"),
+        pytest.param({"settings": ModelSettings(static_cache=True)}, id="static cache"),
+        pytest.param({"settings": ModelSettings(max_new_tokens=4096)}, id="the card's own limit"),
         pytest.param({"settings": ModelSettings(revision="main")}, id="the card's own revision"),
         pytest.param({"settings": ModelSettings(dtype="bfloat16")}, id="the card's own dtype"),
         pytest.param({"about": "other words"}, id="description"),
@@ -73,6 +83,46 @@ def test_what_can_change_an_answer_changes_the_model_key(changed: dict[str, Any]
 )
 def test_what_cannot_change_an_answer_leaves_the_model_key(changed: dict[str, Any]):
     assert key(**changed) == key()
+
+
+def test_settings_overrule_the_card_only_in_what_they_say():
+    card = find_card("rex-omni")
+    settings = ModelSettings(max_pixels=10**6, dtype="float16", revision="v2", batch_size=2)
+    changed = {"max_pixels": 10**6, "dtype": "float16", "revision": "v2"}
+    assert card.with_settings(settings) == card.model_copy(update=changed)
+    assert card.with_settings(ModelSettings()) == card
+
+
+def test_a_folder_has_no_other_revision(folder: Path):
+    card = find_card(str(folder))
+    assert card.with_settings(ModelSettings(revision="v2")) == card
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "expected"),
+    [
+        pytest.param(
+            *("rex-omni", {"min_pixels": 2000, "max_pixels": 1000}),
+            "min_pixels to be at most max_pixels, got 2000 and 1000",
+            id="limits that cross",
+        ),
+        pytest.param(
+            *("rex-omni", {"max_pixels": 784}),
+            "got 12544 and 784; what the settings leave out is 12544 to 2007040",
+            id="a limit that crosses the card's",
+        ),
+        pytest.param(
+            *("rex-omni-awq", {"quantization": "int8"}),
+            r"quantized already \(awq\)",
+            id="quantized twice",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_with_a_model_are_refused_naming_it_and_the_fix(
+    model: str, settings: dict[str, Any], expected: str
+):
+    with pytest.raises(ConfigurationError, match=f"{model}.*{expected}"):
+        load_model(model, ModelSettings(**settings))
 
 
 def test_the_key_of_a_folder_follows_its_weights_and_not_its_place(folder: Path):

@@ -53,6 +53,25 @@ def test_the_hub_repository_is_another_name_of_its_card():
     assert find_card("rex-omni").vocabulary is None
 
 
+def test_the_quantized_weights_are_a_model_of_their_own():
+    card = find_card("IDEA-Research/Rex-Omni-AWQ")
+    assert (card.name, card.quantization, card.dtype) == ("rex-omni-awq", "awq", "float16")
+    plain = find_card("rex-omni")
+    assert (card.tasks, card.max_pixels, plain.quantization) == (
+        plain.tasks,
+        plain.max_pixels,
+        None,
+    )
+
+
+def test_a_folder_with_quantized_weights_says_so(tmp_path: Path):
+    folder = checkpoint(tmp_path / "mine")
+    config = {"model_type": "qwen2_5_vl", "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = find_card(str(folder))
+    assert (card.quantization, card.dtype) == ("awq", "float16")
+
+
 def test_a_folder_is_a_model_of_its_family(tmp_path: Path):
     folder = checkpoint(tmp_path / "mine")
     card = find_card(str(folder))

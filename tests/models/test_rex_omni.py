@@ -249,3 +249,58 @@ def test_boxes_of_a_padded_frame_are_those_of_the_image(model: RexOmni, width: i
 def test_a_frame_within_the_aspect_limit_is_not_padded(model: RexOmni):
     (answer,) = model.generate([detection(scene(0, 300, 180))])
     assert answer.frame_size_px == (300, 180)
+
+
+@pytest.mark.parametrize(
+    ("device", "images"), [pytest.param("cpu", 8, id="cpu"), pytest.param("cuda:0", 64, id="gpu")]
+)
+def test_without_a_batch_size_a_batch_starts_as_large_as_the_device_bears(
+    monkeypatch: pytest.MonkeyPatch, device: str, images: int
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = RexOmni(find_card(EMBEDDED), ModelSettings(device=device))
+    assert model.batch_limit.images == images
+
+
+@pytest.mark.parametrize(
+    "size_px",
+    [(224, 168), (112, 196), (640, 480), (640, 360), (30, 30), (1920, 300), (300, 1920), (3, 500)],
+    ids=str,
+)
+@pytest.mark.parametrize("published", [False, True], ids=["embedded", "published limits"])
+def test_what_an_image_costs_is_known_before_it_is_prepared(
+    model: RexOmni, size_px: tuple[int, int], published: bool
+):
+    if published:
+        limits = find_card("rex-omni")
+        changes = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+        model = RexOmni(model.card.model_copy(update=changes), CPU)
+    image = np.zeros((size_px[1], size_px[0], 3), np.uint8)
+    prepared = model.prepare(Request(image, Task.DETECTION, ("circle",)))
+    tokens = prepared.input_ids.count(model._loaded().processor.image_token_id)
+    assert model.input_tokens(size_px) == tokens
+
+
+def test_out_of_memory_above_8_images_ends_at_8_with_every_answer(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model = RexOmni(find_card(EMBEDDED), ModelSettings(device="cpu", batch_size=16))
+    requests = [detection(scene(seed), ("circle", "star")) for seed in range(16)]
+    prepared = [model.prepare(request) for request in requests]
+    runtime = model._loaded()
+    generate, sizes = runtime.model.generate, []
+
+    def on_a_small_gpu(**inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return generate(**inputs)
+
+    monkeypatch.setattr(runtime.model, "generate", on_a_small_gpu)
+    first, second = model.forward(prepared), model.forward(prepared)
+    assert sizes == [16, 8, 8, 8, 8]
+    assert model.batch_limit.images == 8
+    monkeypatch.undo()
+    for request, one, again in zip(requests, first, second, strict=True):
+        (alone,) = model.generate([request])
+        assert one.tokens == again.tokens == alone.tokens

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterator
+from itertools import combinations, count
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling_pipeline.annotations import (
+    Annotation,
     Box,
     FinishReason,
     Generation,
@@ -18,6 +21,10 @@ from labeling_pipeline.annotations import (
     TokenScores,
 )
 from labeling_pipeline.models.rex_omni_protocol import (
+    DEGENERATE_RUN,
+    LADDER_RUN,
+    PERIODIC_TOKENS,
+    LoopWatch,
     from_bin,
     parse,
     prompt,
@@ -710,6 +717,401 @@ def test_left_eye_is_not_read_as_eye_nor_from_the_next_person():
     assert [k.name for k in second.keypoints if k.x_px is not None] == ["left eye"]
 
 
+# Answers that go in circles
+
+OPEN_PERSON = "<|object_ref_start|>person<|object_ref_end|><|box_start|>"
+
+
+def box_text(*bins: int) -> str:
+    return "".join(f"<{b}>" for b in bins)
+
+
+def listed(boxes: list[tuple[int, ...]]) -> str:
+    return ", ".join(box_text(*box) for box in boxes)
+
+
+def in_tokens(text: str) -> list[str]:
+    """Cut as a vocabulary cuts: marks, words with the space before them, single signs."""
+    return re.findall(r"<\|[a-z_]+\|>|<[0-9]{1,3}>| ?\w+|\s+|[^\w\s]", text)
+
+
+def watched(tokens: list[str], task: Task = Task.DETECTION) -> int | None:
+    """How many tokens it takes to see a loop; ``None`` if none is seen."""
+    watch = LoopWatch(task)
+    for number, token in enumerate(tokens, 1):
+        watch.add([token])
+        if watch.looping:
+            return number
+    return None
+
+
+def row(length: int, *, step: int, size: int, y: int = 100) -> list[tuple[int, ...]]:
+    return [(step * i, y, step * i + size, y + size) for i in range(length)]
+
+
+def people(boxes: Iterator[str], points: str = '"nose": "unvisible"') -> str:
+    return "{" + ", ".join(person(n, box, points) for n, box in enumerate(boxes, 1))
+
+
+UNSEEN = ", ".join(f'"{name}": "unvisible"' for name in PERSON.keypoints)
+NEIGHBOURS = [(x, y, x + 90, y + 90) for y in (0, 300, 600) for x in range(0, 900, 100)]
+
+LOOPS = {
+    "one box said again and again": (Task.DETECTION, OPEN_PERSON + listed([(1, 2, 300, 400)] * 9)),
+    "one box that trembles": (
+        Task.DETECTION,
+        OPEN_PERSON + listed([(10 + i % 3, 20, 300, 400 + i % 2) for i in range(12)]),
+    ),
+    "one box with its corners in either order": (
+        Task.DETECTION,
+        OPEN_PERSON + listed([(1, 2, 300, 400), (300, 400, 1, 2)] * 5),
+    ),
+    "a round of many boxes": (Task.DETECTION, OPEN_PERSON + listed(NEIGHBOURS * 2)),
+    "segments that begin again": (
+        Task.DETECTION,
+        ", ".join([says("person", A), says("cat", B)] * 9),
+    ),
+    "under a label that was not asked": (Task.DETECTION, says("dog", listed([(1, 2, 3, 4)] * 9))),
+    "boxes without area": (Task.DETECTION, OPEN_PERSON + listed([(1, 2, 1, 2)] * 9)),
+    "half boxes": (Task.DETECTION, OPEN_PERSON + listed([(1, 2)] * 9)),
+    "a ladder with a small step": (
+        Task.DETECTION,
+        OPEN_PERSON + listed(row(60, step=3, size=20)),
+    ),
+    "a ladder of boxes side by side": (
+        Task.DETECTION,
+        OPEN_PERSON + listed(row(60, step=16, size=15)),
+    ),
+    "a point said again and again": (Task.POINTING, OPEN_PERSON + listed([(1, 2)] * 9)),
+    "a polygon said again and again": (
+        Task.OCR_POLYGON,
+        ", ".join([says("the", "<1><1><9><1><9><9><1><9>")] * 9),
+    ),
+    "a polygon without an end": (Task.OCR_POLYGON, OPEN_PERSON + "<1><1><9><1>" * 20),
+    "a word said again at one place": (
+        Task.OCR_BOX,
+        ", ".join([says("the", box_text(1, 2, 30, 40))] * 9),
+    ),
+    "a label without an end": (Task.DETECTION, "<|object_ref_start|>" + "very " * 50),
+    "prose": (Task.DETECTION, "I see a person. " * 30),
+    "people at one place under rising numbers": (
+        Task.KEYPOINT,
+        people(" <1> <2> <300> <400> " for _ in range(9)),
+    ),
+    "keypoints that begin again": (
+        Task.KEYPOINT,
+        '{"person1": {"bbox": " <1> <2> <3> <4> ", "keypoints": {' + f"{NOSE}, " * 20,
+    ),
+}
+
+
+@pytest.mark.parametrize(("task", "text"), LOOPS.values(), ids=LOOPS.keys())
+def test_an_answer_that_goes_in_circles_is_stopped_and_reads_as_degenerate(task: Task, text: str):
+    tokens = in_tokens(text)
+    seen = watched(tokens, task)
+    assert seen is not None
+    stopped = generation_of("".join(tokens[:seen]), SQUARE, finish_reason=FinishReason.LOOP)
+    skeleton = PERSON if task is Task.KEYPOINT else None
+    answer = parse(stopped, task, ("person",), SQUARE, skeleton)
+    assert answer.labels["person"].state is State.DEGENERATE
+    assert not answer.complete
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        pytest.param(LOOPS["one box said again and again"][1], 40, id="a repeated box"),
+        pytest.param(LOOPS["a ladder with a small step"][1], 6 * (LADDER_RUN + 3), id="a ladder"),
+        pytest.param("so " * 1000, 2 * PERIODIC_TOKENS, id="words"),
+    ],
+)
+def test_a_loop_costs_few_tokens_before_it_is_seen(text: str, most: int):
+    seen = watched(in_tokens(text))
+    assert seen is not None
+    assert seen <= most
+
+
+def windows(columns: int, rows: int) -> list[tuple[int, ...]]:
+    """Equal windows row by row, at a pitch of whole bins: the hardest case."""
+    return [
+        (80 * column, 90 * r, 80 * column + 60, 90 * r + 70)
+        for r in range(rows)
+        for column in range(columns)
+    ]
+
+
+def scattered(number: int) -> list[tuple[int, ...]]:
+    return [
+        (x, y, x + 60, y + 45) for x, y in ((37 * i % 911, 53 * i % 877) for i in range(number))
+    ]
+
+
+HONEST = {
+    "a hundred equal windows in rows of ten": (
+        Task.DETECTION,
+        says("window", listed(windows(10, 10))),
+    ),
+    "rows of twelve": (Task.DETECTION, says("window", listed(windows(12, 9)))),
+    "one row as long as a row can be": (
+        Task.DETECTION,
+        says("window", listed(row(LADDER_RUN, step=30, size=25))),
+    ),
+    "two hundred scattered boxes": (Task.DETECTION, says("person", listed(scattered(200)))),
+    "a few boxes said twice among many": (
+        Task.DETECTION,
+        says("person", listed([b for box in scattered(40) for b in (box, box)])),
+    ),
+    "one box over the image for each of many labels": (
+        Task.DETECTION,
+        ", ".join(says(f"scene {i}", "<0><0><999><999>") for i in range(20)),
+    ),
+    "forty labels that are not there": (
+        Task.DETECTION,
+        ", ".join(says(f"thing number {i}", "None") for i in range(40)),
+    ),
+    "points in rows": (
+        Task.POINTING,
+        says("window", listed([box[:2] for box in windows(12, 10)])),
+    ),
+    "a column of numbers in a table": (
+        Task.OCR_BOX,
+        ", ".join(says(str(i), box_text(10, 20 * i, 40, 20 * i + 15)) for i in range(49)),
+    ),
+    "one word at many places": (
+        Task.OCR_BOX,
+        ", ".join(says("the", box_text(*box)) for box in scattered(100)),
+    ),
+    "a dotted line": (Task.OCR_BOX, says("Index " + ". " * 15 + "7", "<1><2><300><20>")),
+    "ten people of whom little is seen": (
+        Task.KEYPOINT,
+        people((listed([box]) for box in scattered(10)), UNSEEN) + "}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("task", "text"), HONEST.values(), ids=HONEST.keys())
+def test_a_long_sound_answer_is_never_stopped(task: Task, text: str):
+    assert watched(in_tokens(text), task) is None
+
+
+distinct_boxes = st.lists(
+    # Each box in a cell of its own, so no two are one thing said twice.
+    st.tuples(st.integers(0, 24), st.integers(0, 24), st.integers(1, 39), st.integers(1, 39)).map(
+        lambda v: (v[0] * 40, v[1] * 40, v[0] * 40 + v[2], v[1] * 40 + v[3])
+    ),
+    max_size=LADDER_RUN + 1,
+    unique_by=lambda box: box[:2],
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["person", "cat", "dog"]), distinct_boxes), max_size=3))
+@settings(deadline=None)
+def test_an_answer_of_boxes_that_are_all_new_is_never_stopped(
+    said: list[tuple[str, list[tuple[int, ...]]]],
+):
+    numbers = count(1)
+    text = ", ".join(says(f"{label} {next(numbers)}", listed(found)) for label, found in said)
+    assert watched(in_tokens(text)) is None
+
+
+@given(distinct_boxes)
+@settings(deadline=None)
+def test_people_who_all_stand_somewhere_else_are_never_stopped(found: list[tuple[int, ...]]):
+    text = people((listed([box]) for box in found), UNSEEN)
+    assert watched(in_tokens(text), Task.KEYPOINT) is None
+
+
+@given(distinct_boxes.filter(len), st.data())
+@settings(deadline=None)
+def test_a_round_through_any_boxes_is_stopped_within_a_second_round(
+    found: list[tuple[int, ...]], data: st.DataObject
+):
+    start = data.draw(st.integers(0, len(found) - 1))
+    again = (found[start:] + found[:start]) * DEGENERATE_RUN
+    text = OPEN_PERSON + listed(found + again[: DEGENERATE_RUN + 1]) + ", "
+    assert watched(in_tokens(text)) is not None
+
+
+class Circling(NamedTuple):
+    """An answer to (person, cat), stopped in a loop, and what must be read out of it."""
+
+    text: str
+    states: tuple[str, str]
+    boxes: dict[str, list[Box | None]] = {}  # noqa: RUF012
+
+
+SIX_A = ", ".join([A] * 6)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            Circling(OPEN_PERSON + SIX_A, ("degenerate", "truncated"), {"person": [BOX_A]}),
+            id="in the first label: the next was not reached",
+        ),
+        pytest.param(
+            Circling(
+                f"{says('person', B)}, " + OPEN_PERSON.replace("person", "cat") + f"{B}, {SIX_A}",
+                ("found", "degenerate"),
+                {"person": [BOX_B], "cat": [BOX_B, BOX_A]},
+            ),
+            id="in the last label: the one before keeps its state",
+        ),
+        pytest.param(
+            Circling(
+                f"{says('person', 'None')}, " + OPEN_PERSON.replace("person", "Cats") + SIX_A,
+                ("absent", "degenerate"),
+                {"cat": [BOX_A]},
+            ),
+            id="in a label said in other words",
+        ),
+        pytest.param(
+            Circling(
+                f"{says('person', A)}, " + OPEN_PERSON.replace("person", "dog") + SIX_A,
+                ("found", "degenerate"),
+                {"person": [BOX_A]},
+            ),
+            id="in a label that was not asked: what it had not come to",
+        ),
+        pytest.param(
+            Circling("Well, " * 60, ("degenerate", "degenerate")), id="in words before any label"
+        ),
+    ],
+)
+def test_a_stopped_answer_tells_what_it_had_said_where_it_looped_and_what_it_never_reached(
+    case: Circling,
+):
+    generation = generation_of(case.text, SQUARE, finish_reason=FinishReason.LOOP)
+    answer = parse(generation, Task.DETECTION, LABELS, SQUARE)
+    assert states(answer) == dict(zip(LABELS, case.states, strict=True))
+    assert boxes(answer) == {
+        label: [pytest.approx(box) for box in found] for label, found in case.boxes.items()
+    }
+    assert not answer.complete
+
+
+def test_a_loop_reads_the_same_where_nobody_stopped_it():
+    answer = detect(f"{says('person', SIX_A)}, {says('cat', B)}")
+    assert states(answer) == {"person": "degenerate", "cat": "found"}
+    assert boxes(answer) == {"person": [pytest.approx(BOX_A)], "cat": [pytest.approx(BOX_B)]}
+    assert reasons(answer) == ["duplicate"] * 5
+
+
+def test_an_honest_row_before_the_cut_is_found_and_the_ladder_that_was_cut_is_degenerate():
+    windows_in_a_row = listed(row(8, step=100, size=80))
+    text = says("person", windows_in_a_row) + ", " + OPEN_PERSON.replace("person", "cat")
+    assert states(detect(text + A, cut=True)) == {"person": "found", "cat": "truncated"}
+    assert states(detect(text + windows_in_a_row, cut=True)) == {
+        "person": "found",
+        "cat": "degenerate",
+    }
+
+
+def test_people_at_one_place_are_one_person_and_degenerate():
+    answer = keypoints(people(" <10> <20> <300> <400> " for _ in range(9)) + "}")
+    assert states(answer) == {"person": "degenerate"}
+    assert [a.bbox for a in answer.labels["person"].annotations] == [pytest.approx(BOX_A)]
+
+
+def test_a_point_said_twice_is_one_point():
+    generation = generation_of(says("person", "<1><2>, <1><2>, <1><3>"), SQUARE)
+    answer = parse(generation, Task.POINTING, ("person",), SQUARE)
+    assert answer.labels["person"].state is State.FOUND
+    assert [a.point for a in answer.labels["person"].annotations] == [(1, 2), (1, 3)]
+    assert reasons(answer) == ["duplicate"]
+
+
+def test_a_cut_reading_answer_is_truncated_even_between_two_texts():
+    text = says("Total:", box_text(1, 2, 30, 40))
+    for rest in ("", ", ", ", <|object_ref_start|>12", OPEN_PERSON):
+        generation = generation_of(text + rest, SQUARE, finish_reason=FinishReason.LENGTH)
+        answer = parse(generation, Task.OCR_BOX, ("word",), SQUARE)
+        assert answer.labels["word"].state is State.TRUNCATED
+        assert [a.text for a in answer.labels["word"].annotations] == ["Total:"]
+
+
+# Boxes over the whole image
+
+GIANT, NEARLY = "<0><0><999><999>", "<5><5><990><990>"
+BOX_GIANT = (0.0, 0.0, 999.0, 999.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "kept", "dropped"),
+    [
+        pytest.param(
+            f"{says('person', GIANT)}, {says('cat', 'None')}",
+            ("found", "absent"),
+            {"person": [BOX_GIANT]},
+            [],
+            id="alone it may be a thing",
+        ),
+        pytest.param(
+            f"{says('person', f'{GIANT}, {A}')}, {says('cat', B)}",
+            ("found", "found"),
+            {"person": [BOX_GIANT, BOX_A], "cat": [BOX_B]},
+            [],
+            id="with one box in it, it may be a thing",
+        ),
+        pytest.param(
+            f"{says('person', f'{A}, {GIANT}, {B}')}, {says('cat', B)}",
+            ("degenerate", "found"),
+            {"person": [BOX_A, BOX_B], "cat": [BOX_B]},
+            ["giant_box"],
+            id="with two boxes in it, it is the scene",
+        ),
+        pytest.param(
+            f"{says('person', f'{A}, {NEARLY}, {B}')}, {says('cat', 'None')}",
+            ("degenerate", "absent"),
+            {"person": [BOX_A, BOX_B]},
+            ["giant_box"],
+            id="nearly the whole image",
+        ),
+        pytest.param(
+            f"{says('person', f'{A}, <0><0><999><900>, {B}')}, {says('cat', 'None')}",
+            ("found", "absent"),
+            {"person": [BOX_A, (0.0, 0.0, 999.0, 900.0), BOX_B]},
+            [],
+            id="a large box is no giant",
+        ),
+        pytest.param(
+            f"{says('person', GIANT)}, {says('cat', NEARLY)}",
+            ("degenerate", "degenerate"),
+            {"person": [BOX_GIANT], "cat": [(5.0, 5.0, 990.0, 990.0)]},
+            [],
+            id="of two labels that are the whole image, one may be right",
+        ),
+        pytest.param(
+            f"{says('person', f'{GIANT}, {A}, {B}')}, {says('cat', GIANT)}",
+            ("degenerate", "found"),
+            {"person": [BOX_A, BOX_B], "cat": [BOX_GIANT]},
+            ["giant_box"],
+            id="the one that was dropped does not count against the other",
+        ),
+    ],
+)
+def test_a_box_over_the_whole_image_is_doubted_where_the_answer_speaks_against_it(
+    text: str,
+    expected: tuple[str, str],
+    kept: dict[str, list[Box]],
+    dropped: list[str],
+):
+    answer = detect(text)
+    assert states(answer) == dict(zip(LABELS, expected, strict=True))
+    assert boxes(answer) == {
+        label: [pytest.approx(box) for box in found] for label, found in kept.items()
+    }
+    assert reasons(answer) == dropped
+    assert answer.complete
+
+
+def test_a_giant_box_is_measured_by_the_image_and_not_by_its_padded_frame():
+    text = says("person", f"<0><0><999><400>, {A}, <500><20><700><380>")
+    assert states(detect(text, ("person",), image=(SIDE, 400))) == {"person": "degenerate"}
+    assert states(detect(text, ("person",))) == {"person": "found"}
+
+
 # Properties
 
 FRAGMENTS = [
@@ -746,10 +1148,13 @@ FRAGMENTS = [
     "\ud800",
 ]
 coordinates = st.integers(0, 999).map("<{}>".format)
-box_texts = st.lists(coordinates, min_size=3, max_size=5).map("".join)
+box_texts = st.lists(coordinates, min_size=2, max_size=8).map("".join)
+lists = st.lists(box_texts, min_size=1, max_size=3).map(", ".join) | box_texts.map(
+    lambda box: ", ".join([box] * 7)
+)
 spaced_texts = st.lists(coordinates, min_size=1, max_size=5).map(" ".join)
 segments = st.builds(
-    says, st.sampled_from([*LABELS, "CAT", "dog"]), st.one_of(box_texts, st.just("None"))
+    says, st.sampled_from([*LABELS, "CAT", "dog"]), st.one_of(lists, st.just("None"))
 )
 instances = st.builds(
     lambda name, bbox, point: json.dumps({name: {"bbox": bbox, "keypoints": {"nose": point}}}),
@@ -793,45 +1198,78 @@ def test_whatever_the_text_every_asked_label_and_no_other_is_answered(question: 
     for label, said in answer.labels.items():
         assert {a.label for a in said.annotations} <= {label}
         assert said.presence is None or 0 <= said.presence <= 1
-    if question.generation.finish_reason is FinishReason.LENGTH:
+    if question.generation.finish_reason is not FinishReason.STOP:
         assert not answer.complete
+    if question.generation.finish_reason is FinishReason.LOOP:
+        assert State.DEGENERATE in {said.state for said in answer.labels.values()}
+
+
+def places(annotation: Annotation) -> list[tuple[float, float]]:
+    """Every point, corner and keypoint that has a place."""
+    found = list(annotation.polygon)
+    if annotation.bbox is not None:
+        found += [annotation.bbox[:2], annotation.bbox[2:]]
+    if annotation.point is not None:
+        found.append(annotation.point)
+    for point in annotation.keypoints:
+        if point.x_px is not None and point.y_px is not None:
+            found.append((point.x_px, point.y_px))
+    return found
 
 
 @given(questions())
 @settings(max_examples=400, deadline=None)
-def test_whatever_the_text_boxes_lie_in_the_image_and_scores_in_the_unit_interval(
+def test_whatever_the_text_all_lies_in_the_image_and_scores_in_the_unit_interval(
     question: Question,
 ):
     width, height = question.image
     for said in read(question).labels.values():
         for annotation in said.annotations:
-            assert annotation.bbox is not None
-            x0, y0, x1, y1 = annotation.bbox
-            assert 0 <= x0 < x1 <= width
-            assert 0 <= y0 < y1 <= height
+            assert places(annotation)
+            assert all(0 <= x <= width and 0 <= y <= height for x, y in places(annotation))
             assert annotation.score is None or 0 <= annotation.score <= 1
-            for point in annotation.keypoints:
-                if point.x_px is not None and point.y_px is not None:
-                    assert 0 <= point.x_px <= width
-                    assert 0 <= point.y_px <= height
+            if annotation.bbox is not None and not annotation.polygon:
+                x0, y0, x1, y1 = annotation.bbox
+                assert x0 < x1
+                assert y0 < y1
 
 
 @given(questions())
 @settings(max_examples=400, deadline=None)
-def test_whatever_the_text_no_coordinate_is_invented(question: Question):
+def test_whatever_the_text_nothing_is_invented(question: Question):
     frame_w, frame_h = question.generation.frame_size_px
-    written = [int(b) for b in re.findall(r"<([0-9]{1,3})>", question.generation.raw_text)]
+    text = question.generation.raw_text
+    written = [int(b) for b in re.findall(r"<([0-9]{1,3})>", text)]
     # What lies beyond the image was cut at its border.
     xs = {min(b / 999 * frame_w, question.image[0]) for b in written}
     ys = {min(b / 999 * frame_h, question.image[1]) for b in written}
     for said in read(question).labels.values():
         for annotation in said.annotations:
-            assert annotation.bbox is not None
-            assert {annotation.bbox[0], annotation.bbox[2]} <= xs
-            assert {annotation.bbox[1], annotation.bbox[3]} <= ys
-            for point in annotation.keypoints:
-                assert point.x_px is None or point.x_px in xs
-                assert point.y_px is None or point.y_px in ys
+            assert all(x in xs and y in ys for x, y in places(annotation))
+            assert annotation.text is None or annotation.text in text
+
+
+@given(questions())
+@settings(max_examples=200, deadline=None)
+def test_whatever_the_text_an_answer_that_the_watch_stops_reads_as_degenerate(question: Question):
+    tokens = list(question.generation.tokens)
+    seen = watched(tokens, question.task)
+    if seen is not None:
+        stopped = generation_of(
+            "".join(tokens[:seen]),
+            question.generation.frame_size_px,
+            finish_reason=FinishReason.LOOP,
+        )
+        answer = read(question._replace(generation=stopped))
+        assert State.DEGENERATE in {said.state for said in answer.labels.values()}
+
+
+@given(questions())
+@settings(max_examples=200, deadline=None)
+def test_whatever_the_text_no_thing_is_kept_twice(question: Question):
+    for said in read(question).labels.values():
+        for one, two in combinations(said.annotations, 2):
+            assert (one.bbox, one.point, one.text) != (two.bbox, two.point, two.text)
 
 
 @given(

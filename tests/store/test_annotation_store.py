@@ -229,6 +229,42 @@ def test_a_store_of_a_newer_version_is_refused_naming_the_fix(store: AnnotationS
         AnnotationStore(store.path).query("SELECT 1")
 
 
+def test_a_store_of_the_first_version_is_migrated_with_all_that_it_holds(store: AnnotationStore):
+    store.path.parent.mkdir(parents=True)
+    with duckdb.connect(str(store.path)) as old:
+        old.execute((Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8"))
+        old.execute("INSERT INTO meta VALUES ('schema_version', '1')")
+        old.execute(
+            "INSERT INTO generations VALUES ('g', 'i', 'object', 'hash', 'key', 'detection', "
+            "['cat'], 'Detect cat.', 'text', ['text'], [-0.5], ['nan'], [0.1], 'stop', 640, 480, "
+            "0.5, 1, 'run', TIMESTAMP '2026-01-02 03:04:05')"
+        )
+        old.execute(
+            "INSERT INTO annotations (annotation_id, generation_id, image_id, entry, label, "
+            "parser_version, position, x0_px) VALUES ('g-1-0', 'g', 'i', 'object', 'cat', 1, 0, 7)"
+        )
+    assert store.query("SELECT value FROM meta").to_pylist() == [{"value": str(SCHEMA_VERSION)}]
+    assert store.query("SELECT generation_id, answered_in, x0_px FROM annotations").to_pylist() == [
+        {"generation_id": "g", "answered_in": "g", "x0_px": 7.0}
+    ]
+    assert store.query("SELECT raw_text, follows, crop_px FROM generations").to_pylist() == [
+        {"raw_text": "text", "follows": None, "crop_px": None}
+    ]
+
+
+def test_a_migrated_store_has_the_columns_of_a_new_one(store: AnnotationStore, tmp_path: Path):
+    old = AnnotationStore(tmp_path / "old" / "annotations.duckdb")
+    old.path.parent.mkdir()
+    with duckdb.connect(str(old.path)) as connection:
+        connection.execute((Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8"))
+        connection.execute("INSERT INTO meta VALUES ('schema_version', '1')")
+    columns = (
+        "SELECT table_name, column_name, data_type, is_nullable, column_default "
+        "FROM information_schema.columns ORDER BY ALL"
+    )
+    assert old.query(columns).to_pylist() == store.query(columns).to_pylist()
+
+
 def test_a_duckdb_file_that_is_no_store_is_refused_naming_the_fix(tmp_path: Path):
     path = tmp_path / "other.duckdb"
     with duckdb.connect(str(path)) as connection:
