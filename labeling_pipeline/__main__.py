@@ -7,7 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from labeling_pipeline.models.registry import find_card, registered_names
+from labeling_pipeline.errors import LabelingError
+from labeling_pipeline.home import Environment
+from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.models.cards import ModelSettings
+from labeling_pipeline.models.registry import EMBEDDED, find_card, load_model, registered_names
+from labeling_pipeline.recognition import score_labels
 from labeling_pipeline.tasks import Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -47,6 +52,28 @@ def tasks() -> None:
     table.add_section()
     table.add_row("vocabulary", *vocabulary)
     table.add_row("licence", *(card.licence for card in cards))
+    console.print(table)
+
+
+@app.command()
+def recognize(
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    label: Annotated[list[str], typer.Option(help="a candidate; repeat it for more")],
+    model: Annotated[str | None, typer.Option(help="default: LABELING_MODEL, or ours")] = None,
+) -> None:
+    """Which of some labels an image shows: the presence of each, normalised over all of them."""
+    try:
+        environment = Environment.read(Path())
+        name = model or environment.model or EMBEDDED
+        settings = ModelSettings.model_validate(environment.settings)
+        scores = score_labels(read_image(image), label, load_model(name, settings))
+    except LabelingError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    table = Table("label", "score", title=f"{image.name}, by {name}")
+    for candidate, score in sorted(scores.items(), key=lambda item: -item[1]):
+        table.add_row(candidate, f"{score:.3f}")
     console.print(table)
 
 

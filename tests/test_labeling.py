@@ -277,19 +277,103 @@ def test_a_run_that_is_interrupted_keeps_its_batches_and_resumes_with_the_rest(t
 # Failures
 
 
-def test_one_poison_image_in_sixteen_costs_one_failed_outcome(tmp_path: Path):
+@pytest.mark.parametrize("batch_size", [8, 64])
+def test_one_poison_image_in_64_costs_one_failed_outcome(tmp_path: Path, batch_size: int):
     script = {"boxes": {"cat": CAT_BOXES}, "fail_size_px": POISON}
-    project = folders(tmp_path, script, batch_size=16, cat=15)
+    project = folders(tmp_path, script, batch_size=batch_size, cat=63)
     put(project.root / "cat/poison.png", 99, POISON)
     project.ingest()
     summary = project.label("cat")
-    assert dict(summary.states) == {"found": 15, "failed": 1}
+    assert dict(summary.states) == {"found": 63, "failed": 1}
     assert list(summary.errors) == ["cat/poison.png"]
     assert "scripted failure" in summary.errors["cat/poison.png"]
-    assert project.asked() == 15, "a sound image was asked twice, or not at all"
+    assert project.asked() == 63, "a sound image was asked twice, or not at all"
     failed = project.rows("SELECT error, generation_id FROM outcomes WHERE state = 'failed'")
     assert [generation for _, generation in failed] == [None]
     assert "scripted failure" in failed[0][0]
+
+
+def test_out_of_memory_at_sixteen_ends_at_eight_with_all_results(tmp_path: Path):
+    script = {"boxes": {"cat": CAT_BOXES}, "out_of_memory_above": 8}
+    project = folders(tmp_path, script, batch_size=16, cat=80)
+    seen: list[tuple[int, int]] = []
+    summary = project.label("cat", progress=lambda *at: seen.append(at))
+    assert dict(summary.states) == {"found": 80}
+    assert project.asked() == 80, "an image was asked twice, or not at all"
+    model = load_model(project.plan.model, project.plan.runtime)
+    assert model.batch_limit.images == 8
+    done = [at for at, _ in seen]
+    # What had been read ahead still came in sixteens; what was formed later comes in eights.
+    assert np.diff(done).tolist() == [16, 16, 16, 8, 8, 8, 8]
+
+
+# Answers without a sound end
+
+
+def test_a_label_that_went_in_circles_is_asked_again_in_a_smaller_group(tmp_path: Path):
+    script = {"boxes": {"cat": CAT_BOXES, "dog": CAT_BOXES[:1]}, "loops": {"cat": 2}}
+    project = folders(tmp_path, script, "task: detection, classes: [dog, cat]", dog=2, cat=1)
+    summary = project.label("dog")
+    assert (summary.answered, summary.asked_again, summary.generations) == (2, 2, 4)
+    assert project.rows("SELECT DISTINCT class, state FROM outcomes ORDER BY class") == [
+        ("cat", "found"),
+        ("dog", "found"),
+    ]
+    first, second = project.rows(
+        "SELECT labels, finish_reason, len(tokens), follows IS NULL FROM generations "
+        "WHERE image_id = (SELECT min(image_id) FROM generations) ORDER BY follows NULLS FIRST"
+    )
+    assert first[:2] == (["dog", "cat"], "loop")
+    assert first[2] < 100, "it was not stopped early"
+    assert second[:2] == (["cat"], "stop")
+    # Every annotation says which answer holds it.
+    assert project.rows(
+        "SELECT a.label, g.labels, count(*) FROM annotations a "
+        "JOIN generations g ON g.generation_id = a.answered_in GROUP BY ALL ORDER BY ALL"
+    ) == [("cat", ["cat"], 4), ("dog", ["dog", "cat"], 2)]
+    assert project.label("dog").due == 0
+
+
+def test_what_goes_in_circles_again_is_degenerate_and_keeps_what_was_sound(tmp_path: Path):
+    script = {"boxes": {"cat": CAT_BOXES, "dog": CAT_BOXES[:1]}, "loops": {"cat": 1}}
+    project = folders(tmp_path, script, "task: detection, classes: [dog, cat]", cat=1, dog=1)
+    summary = project.label("cat")
+    assert dict(summary.states) == {"degenerate": 1}
+    assert (summary.asked_again, summary.generations, summary.annotations) == (1, 2, 1)
+    assert project.rows("SELECT class, state, dropped > 5 FROM outcomes ORDER BY class") == [
+        ("cat", "degenerate", True),
+        ("dog", "found", True),
+    ]
+    # A settled outcome like any other: nothing is asked a third time.
+    assert project.label("cat").due == 0
+
+
+def test_keypoints_top_down_look_again_at_every_person_and_map_back(tmp_path: Path):
+    script = {"boxes": {"person": [[100, 200, 400, 800], [600, 200, 900, 800]]}}
+    project = folders(tmp_path, script, 'task: keypoint, top_down: true, ask: {"*": person}', sit=1)
+    summary = project.label("sit")
+    # Keypoints and boxes of the whole, then a crop around each of two people.
+    assert (summary.generations, dict(summary.states)) == (4, {"found": 1})
+    crops = project.rows(
+        "SELECT task, crop_px FROM generations WHERE crop_px IS NOT NULL ORDER BY crop_px"
+    )
+    assert crops == [("keypoint", [2, 3, 46, 69]), ("keypoint", [50, 3, 94, 69])]
+    boxes = project.rows("SELECT x0_px, y0_px, x1_px, y1_px FROM annotations ORDER BY x0_px")
+    width, height = SIZE
+    assert boxes == [
+        pytest.approx((x0 / 999 * width, 200 / 999 * height, x1 / 999 * width, 800 / 999 * height))
+        for x0, x1 in ((100, 400), (600, 900))
+    ]
+
+
+def test_images_of_like_size_share_a_batch(tmp_path: Path):
+    project = folders(tmp_path, batch_size=2, cat=3)
+    for number, side in enumerate((300, 200, 300, 200)):
+        put(project.root / f"cat/big{number}.png", 50 + number, (side, side))
+    project.ingest()
+    project.label("cat")
+    sizes = [json.loads(line)["size_px"][0] for line in project.log.read_text().splitlines()]
+    assert sizes == [300, 300, 200, 200, 96, 96, 96]
 
 
 def test_a_failed_image_is_tried_three_times_and_then_held_until_forced(tmp_path: Path):

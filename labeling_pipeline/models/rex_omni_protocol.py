@@ -152,6 +152,8 @@ _PROMPTS: dict[Task, str] = {
 
 def why_unsupported(label: str) -> str | None:
     """Why this label cannot be put into a prompt, with the fix; ``None`` if it can."""
+    if not label.strip():
+        return "an empty label asks for nothing: give the class a label under `ask` in the plan"
     if "," in label:
         return (
             f"the label {label!r} holds a comma, which would split it in the prompt: give the "

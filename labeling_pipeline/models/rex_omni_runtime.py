@@ -9,6 +9,9 @@ Facts this module stands on:
   processor that stands behind the recorder.
 - Steps of a small model are too short to share: on two busy cores a second torch thread made the
   embedded checkpoint 16 times slower, and on idle ones no faster.
+- Sequences of a batch end each for itself: ``generate`` fills those that have ended with the
+  padding token until the last one ends.
+- A static cache is compiled for its length, so prompts are padded to few different lengths.
 - Keeping batch x steps x vocabulary floats would take gigabytes at 152,000 entries; the recorder
   keeps three numbers a token.
 """
@@ -18,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,19 +33,29 @@ from transformers import (
     LogitsProcessorList,
     Qwen2_5_VLForConditionalGeneration,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TorchAoConfig,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from labeling_pipeline.annotations import FinishReason, Generation
-from labeling_pipeline.errors import MissingDependencyError, ModelError
+from labeling_pipeline.errors import ConfigurationError, MissingDependencyError, ModelError
 from labeling_pipeline.models import rex_omni_protocol as protocol
-from labeling_pipeline.models.cards import ModelCard, ModelSettings
-from labeling_pipeline.tasks import Request
+from labeling_pipeline.models.cards import FOLDER, Attention, ModelCard, ModelSettings
+from labeling_pipeline.tasks import Request, Task
 
 _SMALL_MODEL_PARAMETERS = 50_000_000
+
+LOOK_EVERY = 16
+"""Steps between two looks at whether an answer goes in circles: a look waits for the GPU."""
+
+_STATIC_LENGTHS = 128
+"""Prompts for a static cache are padded to multiples of this."""
 
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):
@@ -59,18 +73,22 @@ class RexOmniRuntime:
 
     Raises:
         ModelError: the checkpoint could not be loaded; says from where and why.
+        ConfigurationError: the settings do not go with each other.
+        MissingDependencyError: a package is not installed; told before anything is downloaded.
     """
 
     def __init__(self, card: ModelCard, settings: ModelSettings) -> None:
         # Its bar would break into ours, for weights that load in milliseconds.
         disable_progress_bar()
         self.card = card
+        self.settings = settings
         self.device = choose_device(settings.device)
+        options = _load_options(card, settings, self.device)
         source = {
-            "revision": settings.revision or card.revision,
+            "revision": card.revision,
             "cache_dir": settings.cache_dir,
         }
-        if card.revision == "folder":
+        if card.revision == FOLDER:
             source = {}
         try:
             self.image_processor = AutoImageProcessor.from_pretrained(
@@ -83,7 +101,11 @@ class RexOmniRuntime:
             self.tokenizer = AutoTokenizer.from_pretrained(
                 card.checkpoint, padding_side="left", **source
             )
-            self.model = _load_weights(card, settings, self.device, source)
+            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                card.checkpoint, **options, **source
+            ).eval()
+        except ImportError as error:
+            raise MissingDependencyError(f"{card.name} needs another package: {error}") from error
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{card.name} could not be loaded from {card.checkpoint}: {error}. Check the name, "
@@ -121,8 +143,9 @@ class RexOmniRuntime:
         text = self._chat(prompt).replace(image_token, image_token * count, 1)
         return PreparedRequest(
             prompt=prompt,
+            task=request.task,
             input_ids=self.tokenizer(text).input_ids,
-            pixel_values=pixels["pixel_values"],
+            pixel_values=pixels["pixel_values"].to(self.model.dtype),
             image_grid_thw=pixels["image_grid_thw"],
             frame_size_px=(frame.shape[1], frame.shape[0]),
         )
@@ -133,7 +156,9 @@ class RexOmniRuntime:
         self._use_few_threads()
         started = time.perf_counter()
         inputs = self.tokenizer.pad(
-            {"input_ids": [p.input_ids for p in prepared]}, return_tensors="pt"
+            {"input_ids": [p.input_ids for p in prepared]},
+            pad_to_multiple_of=_STATIC_LENGTHS if self.settings.static_cache else None,
+            return_tensors="pt",
         )
         # Without the token types the 3-D positions of the image would silently be lost.
         image_tokens = inputs["input_ids"] == self.processor.image_token_id
@@ -145,6 +170,10 @@ class RexOmniRuntime:
         processors: list[LogitsProcessor] = [recorder]
         if self.card.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(self.card.repetition_penalty))
+        prompt_length = inputs["input_ids"].shape[1]
+        loops = LoopStopper(
+            [p.task for p in prepared], prompt_length, self._ends, self._token_bytes
+        )
         sequences = self.model.generate(
             **inputs,
             do_sample=False,
@@ -153,13 +182,17 @@ class RexOmniRuntime:
             eos_token_id=self._ends,
             pad_token_id=self._ends[-1],
             logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([loops]),
+            cache_implementation="static" if self.settings.static_cache else None,
         )
-        answers = sequences[:, inputs["input_ids"].shape[1] :]
+        answers = sequences[:, prompt_length:]
         records = recorder.finish(answers)
         latency_s = (time.perf_counter() - started) / len(prepared)
         return [
-            self._generation(one, ids, record, latency_s)
-            for one, ids, record in zip(prepared, answers.tolist(), records, strict=True)
+            self._generation(one, ids, record, loops.stopped_at.get(row), latency_s)
+            for row, (one, ids, record) in enumerate(
+                zip(prepared, answers.tolist(), records, strict=True)
+            )
         ]
 
     def free_memory(self) -> None:
@@ -198,10 +231,16 @@ class RexOmniRuntime:
         prepared: "PreparedRequest",
         ids: list[int],
         record: "TokenRecord",
+        stopped_at: int | None,
         latency_s: float,
     ) -> Generation:
-        end = next((i for i, token in enumerate(ids) if token in self._ends), None)
+        end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        reason = FinishReason.STOP if end < len(ids) else FinishReason.LENGTH
+        if stopped_at is not None:
+            end, reason = stopped_at, FinishReason.LOOP
         kept = ids[:end]
+        # The closing token was chosen and measured too; padding was not.
+        measured = end + (reason is FinishReason.STOP)
         box_starts = [i for i, token in enumerate(kept) if token == self._box_start]
         return Generation(
             prompt=prepared.prompt,
@@ -209,9 +248,9 @@ class RexOmniRuntime:
             token_logprobs=tuple(record.logprobs[: len(kept)].tolist()),
             token_window_mass=tuple(record.window_mass[: len(kept)].tolist()),
             none_probs=tuple(
-                float(record.none_probs[i + 1]) for i in box_starts if i + 1 < len(ids)
+                float(record.none_probs[i + 1]) for i in box_starts if i + 1 < measured
             ),
-            finish_reason=FinishReason.LENGTH if end is None else FinishReason.STOP,
+            finish_reason=reason,
             frame_size_px=prepared.frame_size_px,
             latency_s=latency_s,
         )
@@ -222,12 +261,13 @@ class PreparedRequest:
     """A request ready for the forward pass.
 
     input_ids: the whole chat, with one image token for every merged patch.
-    pixel_values: (patches, 1176) float32. image_grid_thw: (1, 3) int, patches along time, height
-        and width.
+    pixel_values: (patches, 1176), in the dtype of the model.
+    image_grid_thw: (1, 3) int, patches along time, height and width.
     frame_size_px: (width, height) that coordinates refer to.
     """
 
     prompt: str
+    task: Task
     input_ids: list[int]
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
@@ -297,6 +337,51 @@ class TokenRecorder(LogitsProcessor):
         self._masses.append(torch.where(is_bin, mass, torch.full_like(mass, float("nan"))))
 
 
+class LoopStopper(StoppingCriteria):
+    """Ends every answer that goes in circles, and none of the others in its batch.
+
+    stopped_at: row -> length in tokens at which it was ended.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        prompt_length: int,
+        ends: Sequence[int],
+        token_bytes: "_TokenBytes",
+    ) -> None:
+        self.stopped_at: dict[int, int] = {}
+        self._prompt_length = prompt_length
+        self._ends = set(ends)
+        self._token_bytes = token_bytes
+        self._unfinished = {
+            row: (protocol.LoopWatch(task), _utf8_decoder()) for row, task in enumerate(tasks)
+        }
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: tuple[torch.Tensor, ...] | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """input_ids: (batch, length), prompts included. Returns (batch,) bool: end these."""
+        stop = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        length = input_ids.shape[1] - self._prompt_length
+        if length % LOOK_EVERY == 0:
+            fresh = input_ids[:, -LOOK_EVERY:].tolist()
+            for row, (watch, decoder) in list(self._unfinished.items()):
+                if not self._ends.isdisjoint(fresh[row]):
+                    del self._unfinished[row]
+                    continue
+                watch.add(self._token_bytes.pieces(fresh[row], decoder))
+                if watch.looping:
+                    stop[row] = True
+                    self.stopped_at[row] = length
+                    del self._unfinished[row]
+        return stop
+
+
+def _utf8_decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
 class _TokenBytes:
     """Token ids -> the exact piece of text each contributed; joined they are the whole text."""
 
@@ -308,12 +393,16 @@ class _TokenBytes:
         self._byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
 
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        # A character may span tokens: it belongs to the token that completes it.
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        texts = [decoder.decode(self._bytes(index)) for index in ids]
+        decoder = _utf8_decoder()
+        texts = self.pieces(ids, decoder)
         if texts:
             texts[-1] += decoder.decode(b"", final=True)
         return tuple(texts)
+
+    def pieces(self, ids: Sequence[int], decoder: codecs.IncrementalDecoder) -> list[str]:
+        """The same for ids that follow on those the decoder has seen."""
+        # A character may span tokens: it belongs to the token that completes it.
+        return [decoder.decode(self._bytes(index)) for index in ids]
 
     def _bytes(self, index: int) -> bytes:
         added = self._added.get(index)
@@ -354,20 +443,64 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load_weights(
-    card: ModelCard, settings: ModelSettings, device: torch.device, source: dict
-) -> Qwen2_5_VLForConditionalGeneration:
-    dtype = getattr(torch, settings.dtype or card.dtype)
-    placement = {}
+def choose_attention(
+    wanted: Attention, device: torch.device, dtype: torch.dtype, *, static_cache: bool = False
+) -> str:
+    """The attention implementation of a setting, as transformers calls it.
+
+    Raises:
+        ConfigurationError: FlashAttention was asked for where it cannot run.
+        MissingDependencyError: it was asked for and is not installed.
+    """
+    can_run = device.type == "cuda" and dtype != torch.float32 and not static_cache
+    if wanted == "auto":
+        return "flash_attention_2" if can_run and is_flash_attn_2_available() else "sdpa"
+    if wanted == "flash_attention_2":
+        if not can_run:
+            raise ConfigurationError(
+                "attention flash_attention_2 runs on a CUDA GPU, in bfloat16 or float16 and "
+                f"without static_cache; here are {device}, {str(dtype).removeprefix('torch.')} and "
+                f"static_cache {static_cache}: change these, or set attention to auto"
+            )
+        if not is_flash_attn_2_available():
+            raise MissingDependencyError(
+                "attention flash_attention_2 needs the package flash-attn 2.3.3 or newer: "
+                "pip install flash-attn --no-build-isolation, or set attention to auto"
+            )
+    return wanted
+
+
+def _load_options(card: ModelCard, settings: ModelSettings, device: torch.device) -> dict[str, Any]:
+    """What ``from_pretrained`` is told beside where the weights are.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: see ``RexOmniRuntime``.
+    """
+    dtype = getattr(torch, card.dtype)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": choose_attention(
+            settings.attention, device, dtype, static_cache=settings.static_cache
+        ),
+    }
+    if card.quantization == "awq":
+        _require(card.name, "awq", "AWQ weights", "gptqmodel", "accelerate")
     if device.type != "cpu":
         # Straight onto the device: gigabytes of weights never stand in main memory as a whole.
-        if find_spec("accelerate") is None:
-            raise MissingDependencyError(
-                f"{card.name} on {device} needs accelerate, which is not installed: "
-                "pip install 'labeling-pipeline[rex-omni]'"
-            )
-        placement = {"device_map": {"": device}}
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        card.checkpoint, dtype=dtype, **placement, **source
-    )
-    return model.eval()
+        _require(card.name, "rex-omni", str(device), "accelerate")
+        options["device_map"] = {"": device}
+    if settings.quantization == "int8":
+        _require(card.name, "quantization", "quantization int8", "torchao")
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        options["quantization_config"] = TorchAoConfig(Int8WeightOnlyConfig())
+    return options
+
+
+def _require(model: str, extra: str, purpose: str, *packages: str) -> None:
+    absent = [package for package in packages if find_spec(package) is None]
+    if absent:
+        raise MissingDependencyError(
+            f"{model} with {purpose} needs {' and '.join(absent)}, which is not installed: "
+            f"pip install 'labeling-pipeline[{extra}]'"
+        )

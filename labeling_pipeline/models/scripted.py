@@ -6,6 +6,8 @@ every key optional:
     {"vocabulary": ["cat", "dog"],              default: open
      "boxes": {"cat": [[100, 100, 500, 500]]},  label -> boxes in bins 0..999; the rest is absent
      "raw_text": "...",                         the whole answer, instead of boxes
+     "loops": {"cat": 2},                       asked with so many labels or more, the answer says
+                                                "cat" and its first box over and over till stopped
      "finish_reason": "length",                 default: stop
      "fail_size_px": [640, 480],                a batch with an image of this size raises
      "out_of_memory_above": 8,                  a forward of more images raises MemoryError
@@ -31,7 +33,8 @@ from labeling_pipeline.tasks import Request, Task
 
 _PIECES = re.compile(r"<\|[a-z_]+\|>|<[0-9]{1,3}>|[^<]+|<")
 _PROBABILITY, _MASS = 0.8, 0.9
-_ANSWER_KEYS = ("boxes", "raw_text", "finish_reason")
+_ANSWER_KEYS = ("boxes", "raw_text", "loops", "finish_reason")
+_MAX_REPEATS = 1000
 
 
 class ScriptedModel(RexOmni):
@@ -82,14 +85,32 @@ class ScriptedModel(RexOmni):
 
     def _scripted(self, request: Request) -> Generation:
         text = self.script.get("raw_text")
+        finish_reason = FinishReason(self.script.get("finish_reason", FinishReason.STOP))
         if text is None:
-            text = _answer(request, self.script.get("boxes", {}))
+            boxes = dict(self.script.get("boxes", {}))
+            for label, company in self.script.get("loops", {}).items():
+                if label in request.labels and len(request.labels) >= company:
+                    boxes[label] = boxes[label][:1] * _MAX_REPEATS
+            text = _answer(request, boxes)
+            until = _where_it_loops(text, request.task)
+            if until is not None:
+                text, finish_reason = text[:until], FinishReason.LOOP
         return generation_of(
             text,
             request.size_px,
             prompt=self.prompt(request.task, request.labels, request.skeleton),
-            finish_reason=FinishReason(self.script.get("finish_reason", FinishReason.STOP)),
+            finish_reason=finish_reason,
         )
+
+
+def _where_it_loops(text: str, task: Task) -> int | None:
+    """Where generation would have been stopped, if anywhere."""
+    watch = protocol.LoopWatch(task)
+    for piece in _PIECES.finditer(text):
+        watch.add([piece[0]])
+        if watch.looping:
+            return piece.end()
+    return None
 
 
 def generation_of(

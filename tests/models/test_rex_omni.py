@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import torch
 from PIL import Image
 
 from labeling_pipeline.annotations import FinishReason, Generation, State
+from labeling_pipeline.errors import ConfigurationError, MissingDependencyError
 from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, find_card, load_model
 from labeling_pipeline.models.rex_omni import RexOmni
-from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
+from labeling_pipeline.models.rex_omni_runtime import LOOK_EVERY, RexOmniRuntime, choose_attention
 from labeling_pipeline.sample.scenes import Scene, draw_scene
 from labeling_pipeline.tasks import PERSON, Request, Task
 
@@ -304,3 +306,161 @@ def test_out_of_memory_above_8_images_ends_at_8_with_every_answer(
     for request, one, again in zip(requests, first, second, strict=True):
         (alone,) = model.generate([request])
         assert one.tokens == again.tokens == alone.tokens
+
+
+# Answers that go in circles
+
+
+def test_an_answer_that_goes_in_circles_ends_early_and_leaves_its_batch_alone(
+    model: RexOmni, runtime: RexOmniRuntime, mixed: list[Request], answers: list[Generation]
+):
+    opening = protocol.REF_START + "circle" + protocol.REF_END + protocol.BOX_START
+    circle = "<100><200><300><400>, "
+    forced = runtime.tokenizer(opening + circle * 200, add_special_tokens=False).input_ids
+
+    def generate(requests: list[Request]) -> list[Generation]:
+        step = 0
+
+        def say_it_again(module: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> None:
+            nonlocal step
+            logits[0, -1] = logits[0, -1].clamp(max=0)
+            logits[0, -1, forced[step]] = 10
+            step += 1
+
+        hook = runtime.model.lm_head.register_forward_hook(say_it_again)
+        try:
+            return model.generate(requests)
+        finally:
+            hook.remove()
+
+    looping, *others = generate([mixed[0], *mixed[1:]])
+    assert looping.finish_reason is FinishReason.LOOP
+    assert looping.raw_text.startswith(opening + circle * 2)
+    assert len(looping.tokens) % LOOK_EVERY == 0
+    assert len(looping.tokens) < model.card.max_new_tokens / 4
+    assert len(looping.tokens) == len(looping.token_logprobs) == len(looping.token_window_mass)
+    assert len(looping.none_probs) == 1
+    for other, expected in zip(others, answers[1:], strict=True):
+        assert (other.finish_reason, other.tokens) == (expected.finish_reason, expected.tokens)
+        np.testing.assert_allclose(other.token_logprobs, expected.token_logprobs, atol=1e-4)
+        np.testing.assert_allclose(other.none_probs, expected.none_probs, atol=1e-4)
+    # It ends where it would have ended alone, however long the others in the batch take.
+    (alone,) = generate([mixed[0]])
+    assert (alone.finish_reason, alone.tokens) == (looping.finish_reason, looping.tokens)
+    np.testing.assert_allclose(alone.none_probs, looping.none_probs, atol=1e-4)
+
+
+# Settings
+
+
+def with_settings(**settings: object) -> RexOmni:
+    return RexOmni(find_card(EMBEDDED), ModelSettings(device="cpu", **settings))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"static_cache": True}, {"attention": "eager"}, {"attention": "sdpa"}], ids=str
+)
+def test_a_setting_outside_the_model_key_changes_no_token(
+    model: RexOmni, mixed: list[Request], answers: list[Generation], settings: dict
+):
+    other = with_settings(**settings)
+    assert other.model_key == model.model_key
+    assert [a.tokens for a in other.generate(mixed)] == [a.tokens for a in answers]
+
+
+def test_pixel_limits_and_token_limit_reach_the_model(model: RexOmni):
+    few = with_settings(min_pixels=28 * 28, max_pixels=28 * 28 * 12, max_new_tokens=5)
+    request = detection(scene(0))
+    assert few.input_tokens(request.size_px) <= 12 < model.input_tokens(request.size_px)
+    (answer,) = few.generate([request])
+    assert (len(answer.tokens), answer.finish_reason) == (5, FinishReason.LENGTH)
+
+
+def test_pixels_wait_in_the_precision_of_the_model(model: RexOmni):
+    half = with_settings(dtype="bfloat16")
+    request = detection(scene(0))
+    assert half.prepare(request).pixel_values.dtype == torch.bfloat16
+    assert model.prepare(request).pixel_values.dtype == torch.float32
+    assert half.generate([request])[0].finish_reason is FinishReason.STOP
+
+
+def test_weights_in_8_bits_answer_nearly_as_plain_ones_do(model: RexOmni):
+    quantized = with_settings(quantization="int8")
+    requests = [detection(scene(seed, 196, 196)) for seed in range(8)]
+    same = 0
+    for one, two in zip(quantized.generate(requests), model.generate(requests), strict=True):
+        said, plain = (
+            model.parse(answer, Task.DETECTION, requests[0].labels, (196, 196)).labels
+            for answer in (one, two)
+        )
+        same += all(said[label].state == plain[label].state for label in plain)
+    assert same >= 6
+    layer = quantized._loaded().model.model.language_model.layers[0].mlp.up_proj.weight
+    assert "Int8" in type(layer).__name__
+    assert quantized.model_key != model.model_key
+
+
+@pytest.mark.parametrize(
+    ("stored", "settings", "package", "extra"),
+    [
+        pytest.param({}, {"quantization": "int8"}, "torchao", "quantization", id="int8"),
+        pytest.param({"quant_method": "awq", "bits": 4}, {}, "gptqmodel", "awq", id="AWQ"),
+    ],
+)
+def test_a_package_that_is_missing_is_told_with_its_extra_before_any_weights_are_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict,
+    settings: dict,
+    package: str,
+    extra: str,
+):
+    # The folder holds a configuration and no weights: reading any would fail otherwise.
+    config = json.loads((Path(find_card(EMBEDDED).checkpoint) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
+    is_installed = "labeling_pipeline.models.rex_omni_runtime.find_spec"
+    monkeypatch.setattr(is_installed, lambda name: None if name == package else sys)
+    asked = load_model(str(tmp_path), ModelSettings(device="cpu", **settings))
+    expected = rf"{package}.*pip install 'labeling-pipeline\[{extra}\]'"
+    with pytest.raises(MissingDependencyError, match=expected):
+        asked.generate([detection(scene(0))])
+
+
+GPU = torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
+@pytest.mark.parametrize(
+    ("device", "dtype", "static_cache", "flash"),
+    [
+        pytest.param(GPU, torch.bfloat16, False, True, id="a GPU in bfloat16"),
+        pytest.param(GPU, torch.float16, False, True, id="a GPU in float16"),
+        pytest.param(GPU, torch.float32, False, False, id="a GPU in float32"),
+        pytest.param(GPU, torch.bfloat16, True, False, id="a static cache"),
+        pytest.param(torch.device("cpu"), torch.bfloat16, False, False, id="a CPU"),
+    ],
+)
+def test_flash_attention_is_taken_where_it_is_installed_and_can_run(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    static_cache: bool,
+    flash: bool,
+):
+    available = "labeling_pipeline.models.rex_omni_runtime.is_flash_attn_2_available"
+    monkeypatch.setattr(available, lambda: installed)
+
+    def choose(wanted: str) -> str:
+        return choose_attention(wanted, device, dtype, static_cache=static_cache)
+
+    assert choose("auto") == ("flash_attention_2" if flash and installed else "sdpa")
+    assert (choose("sdpa"), choose("eager")) == ("sdpa", "eager")
+    if not flash:
+        with pytest.raises(ConfigurationError, match="runs on a CUDA GPU"):
+            choose("flash_attention_2")
+    elif not installed:
+        with pytest.raises(MissingDependencyError, match="pip install flash-attn"):
+            choose("flash_attention_2")
+    else:
+        assert choose("flash_attention_2") == "flash_attention_2"

@@ -134,13 +134,14 @@ def test_a_keypoint_prompt_without_a_skeleton_is_refused():
     [
         pytest.param("cups, mugs", "comma", id="a comma splits the label"),
         pytest.param("a<|im_end|>b", "control token", id="a control token"),
+        pytest.param(" ", "empty", id="no label at all"),
     ],
 )
 def test_a_label_that_would_break_the_prompt_is_refused_with_the_fix(label: str, word: str):
     reason = why_unsupported(label)
     assert reason is not None
     assert word in reason
-    assert repr(label) in reason
+    assert not label.strip() or repr(label) in reason
     assert "ask" in reason
 
 
