@@ -36,7 +36,7 @@ from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import class_standing, due_images
-from labeling_pipeline.tasks import Request, Task
+from labeling_pipeline.tasks import RULES, Request, Task
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -284,8 +284,8 @@ class _Loop:
         return _Image(item, asked)
 
     def _settle_without_references(self, images: list[_Image]) -> list[_Image]:
-        """Visual prompting can ask nothing of an image that has no reference boxes."""
-        if self.entry.task is not Task.VISUAL_PROMPTING:
+        """Some tasks can ask nothing of an image that has no reference boxes."""
+        if not RULES[self.entry.task].needs_references:
             return images
         bare = [image for image in images if image.path not in self.entry.references]
         reason = "no reference boxes: give some for this image under `references` in the plan"

@@ -62,7 +62,7 @@ class Entry(BaseModel):
     )
     references: dict[str, tuple[Box, ...]] = Field(
         default_factory=dict,
-        description="image path -> reference boxes in pixels, for the task visual_prompting",
+        description="image path -> reference boxes in pixels, for tasks that need them",
     )
     distractors: tuple[str, ...] = ()
     group_size: Annotated[int, Field(ge=1)] = 8
@@ -338,7 +338,7 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
     order = {name: i for i, name in enumerate(entry.classes or tuple(entry.ask))}
     slugs = sorted(covered, key=lambda slug: order.get(covered[slug], len(order)))
     label_of = {slug: entry.label_for(covered[slug]) for slug in slugs}
-    reasons = {label: model.why_unsupported(label) for label in label_of.values()}
+    reasons = {label: model.why_unsupported(label, entry.task) for label in label_of.values()}
     unsupported = {
         slug: (label, reason) for slug, label in label_of.items() if (reason := reasons[label])
     }
@@ -352,7 +352,9 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
         # A task that takes one label a prompt has no room for others beside it.
         alone = RULES[entry.task].labels_per_prompt == 1
         distractors = () if alone else dict.fromkeys(entry.distractors)
-        extra = [d for d in distractors if d not in cut and not model.why_unsupported(d)]
+        extra = [
+            d for d in distractors if d not in cut and not model.why_unsupported(d, entry.task)
+        ]
         asked = (*cut, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
         references = [sorted(entry.references.items())] if entry.references else []

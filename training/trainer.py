@@ -2,7 +2,7 @@
 
 The model computes in bfloat16 and is updated in float32: Muon on matrices, AdamW on embeddings,
 norms and biases. A state is saved every few minutes; the same command goes on from it. The schedule
-follows the clock, so that a run always ends on time.
+follows the run's own processor time, so that what it reaches does not depend on who else computes.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def lr_share(steps: int, progress: float, hold: float) -> float:
 
 
 def run(trainer: Trainer, options: argparse.Namespace, bin_step: int) -> None:
-    """Train until the minutes are used up, then leave ``final.pt`` in the run's folder."""
+    """Train until the minutes of processor time are used up; leaves ``final.pt`` in the folder."""
     options.run.mkdir(parents=True, exist_ok=True)
     state_path = options.run / "state.pt"
     if state_path.exists():
@@ -149,7 +149,7 @@ def run(trainer: Trainer, options: argparse.Namespace, bin_step: int) -> None:
     sums: dict[str, list[float]] = defaultdict(list)
     reported = saved = trainer.seconds
     while (progress := trainer.seconds / (60 * options.minutes)) < 1:
-        started = time.monotonic()
+        started = time.process_time()
         if trainer.steps % 25 == 0 or not sums:
             narrowed = min(1.0, progress / _NARROWED_AT)
             span = _NARROWEST_SIGMA_BINS - _WIDEST_SIGMA_BINS
@@ -157,7 +157,7 @@ def run(trainer: Trainer, options: argparse.Namespace, bin_step: int) -> None:
         share = lr_share(trainer.steps, progress, options.hold)
         for name, value in trainer.step(soft_bins, share).items():
             sums[name].append(value)
-        trainer.seconds += time.monotonic() - started
+        trainer.seconds += time.process_time() - started
         if trainer.seconds - reported > _REPORT_SECONDS:
             _report(trainer, options, share, sums)
             sums.clear()

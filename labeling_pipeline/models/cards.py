@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.tasks import Task
+from labeling_pipeline.tasks import RULES, Asks, Task
 
 CARD_FILE = "card.json"
 """What a checkpoint folder says of itself: the fields in which it differs from its family."""
@@ -72,9 +72,15 @@ class ModelCard(BaseModel):
             )
         return card
 
-    def why_not_in_vocabulary(self, label: str) -> str | None:
-        """Why this label must not be asked, with the fix; ``None`` if it may."""
-        if self.vocabulary is None or label in self.vocabulary:
+    def why_not_in_vocabulary(self, label: str, task: Task = Task.DETECTION) -> str | None:
+        """Why this label must not be asked, with the fix; ``None`` if it may.
+
+        A phrase may be asked if it speaks of something in the vocabulary.
+        """
+        asks = RULES[task].asks
+        if self.vocabulary is None or asks is Asks.UNIT or label in self.vocabulary:
+            return None
+        if asks is Asks.PHRASE and any(name in label for name in self.vocabulary):
             return None
         return (
             f"the label {label!r} is outside the vocabulary of {self.name} "

@@ -90,6 +90,27 @@ def prompt(task: Task, labels: Sequence[str], region: Sequence[int] | None = Non
     return text.format(labels=AND.join(labels), region=spelled)
 
 
+def prompts(
+    task: Task, labels: Sequence[str], regions_px: Sequence[Box], frame_size_px: tuple[int, int]
+) -> tuple[str, ...]:
+    """The prompts of all turns that do not depend on an answer: one, or one a region.
+
+    frame_size_px: (width, height).
+
+    Raises:
+        ValueError: a task about regions came without any.
+    """
+    if not RULES[task].needs_references:
+        return (prompt(task, labels),)
+    if not regions_px:
+        raise ValueError(f"{task} asks about regions, got none")
+    regions = [
+        [to_bin(value, size) for value, size in zip(box, frame_size_px * 2, strict=True)]
+        for box in regions_px
+    ]
+    return tuple(prompt(task, labels, region) for region in regions)
+
+
 def why_unsupported(label: str) -> str | None:
     """Why this label cannot be put into a prompt, with the fix; ``None`` if it can."""
     if found := _CONTROL.search(label):
@@ -223,7 +244,9 @@ class _Reader:
         only one thing is asked, the words are text, and all belongs to it."""
         if self.task is not Task.DETECTION:
             return self.first_label
-        return answered if answered in self.annotations else self._by_folded.get(answered.casefold())
+        return (
+            answered if answered in self.annotations else self._by_folded.get(answered.casefold())
+        )
 
     def drop(self, reason: str, what: str) -> None:
         self.dropped.append(f"{reason}: {what[:200]}")
@@ -269,7 +292,7 @@ class _Reader:
         watch = LoopWatch(Task.DETECTION)
         watch.add(self.generation.tokens)
         presence = None
-        if len(self.annotations) == 1 and self.generation.none_probs:
+        if len(self.annotations) == len(self.generation.none_probs) == 1:
             presence = 1.0 - self.generation.none_probs[0]
         answers = {}
         for label, found in self.annotations.items():

@@ -78,7 +78,7 @@ class LocalModel:
             return self._batches
 
     def _start_limit(self) -> BatchLimit:
-        from labeling_pipeline.models.rex_omni_runtime import choose_device
+        from labeling_pipeline.models.generation_runtime import choose_device
 
         is_cpu = choose_device(self.settings.device).type == "cpu"
         return self.cpu_limit if is_cpu else self.gpu_limit
@@ -100,7 +100,7 @@ class LocalModel:
         """
         runtime = self._loaded()
         with self._forward_lock:
-            lengths = [len(one.input_ids) for one in prepared]
+            lengths = [one.input_length for one in prepared]
             return self._sizer().run(prepared, lengths, runtime.forward, runtime.free_memory)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:

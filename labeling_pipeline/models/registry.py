@@ -15,12 +15,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, UnknownModelError
+from labeling_pipeline.models import florence2_protocol, rex_omni_protocol
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import CARD_FILE, FOLDER, ModelCard, ModelSettings
 from labeling_pipeline.tasks import Task
 
 EMBEDDED = "tiny-rex-omni"
-"""The model that ships in the package and is used where nobody names another."""
+"""The model that is used where nobody names another."""
+
+_PACKAGED = (EMBEDDED, "tiny-florence-2")
+"""The checkpoints that ship in the package."""
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _SCRIPTED = "scripted:"
@@ -31,7 +35,7 @@ _REX_OMNI = ModelCard(
     checkpoint="IDEA-Research/Rex-Omni",
     revision="main",
     licence="IDEA License 1.0 (non-commercial); base model under the Qwen Research licence",
-    tasks=tuple(Task),
+    tasks=rex_omni_protocol.TASKS,
     about="Rex-Omni 3B, the real weights; wants a GPU",
     min_pixels=16 * 28 * 28,
     max_pixels=2560 * 28 * 28,
@@ -51,15 +55,47 @@ _REX_OMNI_AWQ = _REX_OMNI.model_copy(
     }
 )
 
-_HUB_CARDS = {card.name: card for card in (_REX_OMNI, _REX_OMNI_AWQ)}
+_FLORENCE_2 = ModelCard(
+    name="florence-2-base",
+    adapter="labeling_pipeline.models.florence2:Florence2",
+    checkpoint="florence-community/Florence-2-base",
+    revision="main",
+    licence="MIT",
+    tasks=florence2_protocol.TASKS,
+    about="Florence-2, 0.23B parameters",
+    min_pixels=768 * 768,
+    max_pixels=768 * 768,
+    dtype="bfloat16",
+    max_new_tokens=1024,
+)
+
+# "ft": fine-tuned by the authors on captioning, detection, grounding and segmentation together.
+_FLORENCE_2_SIZES = {
+    "base": "0.23B parameters",
+    "large": "0.77B parameters",
+    "base-ft": "0.23B parameters, fine-tuned on many tasks",
+    "large-ft": "0.77B parameters, fine-tuned on many tasks",
+}
+_FLORENCE_2_CARDS = [
+    _FLORENCE_2.model_copy(
+        update={
+            "name": f"florence-2-{size}",
+            "checkpoint": f"florence-community/Florence-2-{size}",
+            "about": f"Florence-2, {about}",
+        }
+    )
+    for size, about in _FLORENCE_2_SIZES.items()
+]
+
+_HUB_CARDS = {card.name: card for card in (_REX_OMNI, _REX_OMNI_AWQ, *_FLORENCE_2_CARDS)}
 
 # What config.json calls the architecture -> the card whose protocol a folder of it speaks.
-_FAMILIES = {"qwen2_5_vl": _REX_OMNI}
+_FAMILIES = {"qwen2_5_vl": _REX_OMNI, "florence2": _FLORENCE_2}
 
 
 def registered_names() -> tuple[str, ...]:
     """The names that can be used without a path."""
-    return (EMBEDDED, *_HUB_CARDS)
+    return (*_PACKAGED, *_HUB_CARDS)
 
 
 @cache
@@ -86,8 +122,8 @@ def find_card(name: str) -> ModelCard:
             max_pixels=1 << 30,
             dtype="float32",
         )
-    if name == EMBEDDED:
-        return _folder_card(_CHECKPOINTS / EMBEDDED, EMBEDDED)
+    if name in _PACKAGED:
+        return _folder_card(_CHECKPOINTS / name, name)
     for card in _HUB_CARDS.values():
         if name in (card.name, card.checkpoint):
             return card

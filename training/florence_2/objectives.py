@@ -18,6 +18,16 @@ _DECISION_WEIGHT = 3.0
 _BACKGROUND_WEIGHT = 0.3
 _NO_LETTER_WEIGHT = 0.1
 
+# Of the auxiliary readings, after the vision part and after the encoder.
+_PART_WEIGHTS = {
+    "kind": 0.25,
+    "letter": 0.5,
+    "box": 0.5,
+    "read_kind": 0.25,
+    "read_letter": 0.5,
+    "read_box": 0.5,
+}
+
 
 class AuxiliaryHeads(nn.Module):
     """Linear readings of image cells; not part of the exported model."""
@@ -68,7 +78,8 @@ class Objective:
         parts |= self._encoder_parts(encoded_cells, batch.cells, soft_bins)
         states, wanted, said = (torch.cat(column) for column in zip(*answers, strict=True))
         answer_loss, answer_parts = self._answer_loss(states, wanted, said, soft_bins)
-        return answer_loss + 0.5 * sum(parts.values()), answer_parts | parts
+        auxiliary = sum(_PART_WEIGHTS[name] * loss for name, loss in parts.items())
+        return answer_loss + auxiliary, answer_parts | parts
 
     def _answer_loss(
         self, states: Tensor, wanted: Tensor, said: Tensor, soft_bins: SoftBins
@@ -138,4 +149,4 @@ def _cell_loss(logits: Tensor, target: Tensor, common: tuple[int, float]) -> Ten
     index, weight_of_common = common
     weight = torch.where(target == index, weight_of_common, 1.0).flatten()
     loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
-    return (loss * weight).mean()
+    return (loss * weight).sum() / weight.sum()

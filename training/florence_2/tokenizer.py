@@ -35,6 +35,11 @@ _TASK_TOKENS = (
     *("<poly>", "</poly>", "<region_cap>", "</region_cap>", "<proposal>", "</proposal>", "<and>"),
 )
 
+_CAPTION_WORDS = (
+    *("The", "image", "shows", "object", "objects", "There", "is", "large", "small"),
+    *("on", "in", "the", "left", "middle", "right"),
+)
+
 # Which part of an answer the published post-processing reads; it raises where a key is missing.
 _POST_PROCESSING: dict[str, dict] = {
     "ocr": {"PATTERN": r"(.+?)" + r"<loc_(\d+)>" * 8, "AREA_THRESHOLD": 0.0},
@@ -91,9 +96,7 @@ def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-level model of the prompts and captions."""
     words = {word for label in LABELS for word in label.split()}
     words |= {f"{shape}s" for shape in SHAPES} | {*NUMBERS, "a", "people", "and"}
-    words |= set(
-        ["The", "image", "shows", "object", "objects", "There", "is", "large", "small", "on", "in", "the", "left", "middle", "right"]
-    )
+    words |= set(_CAPTION_WORDS)
     sentences = [prompt(task, ["circle"], (0, 0, 0, 0)) for task in ASKABLE_TASKS]
     sentences += [
         f"{before}{word}{after}"
@@ -110,6 +113,6 @@ def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
         min_frequency=2,
         show_progress=False,
     )
-    model.train_from_iterator(sorted(sentences) * 2, trainer)
+    model.train_from_iterator(sorted(set(sentences)) * 2, trainer)
     state = json.loads(model.to_str())["model"]
     return state["vocab"], [tuple(merge) for merge in state["merges"]]

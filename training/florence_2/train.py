@@ -34,7 +34,7 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
 
 
 def is_matrix(name: str, weight: nn.Parameter) -> bool:
-    """Whether a weight acts as a matrix: not embeddings, and not convolutions of single channels."""
+    """Whether a weight acts as a matrix: no embedding, and no convolution of single channels."""
     is_table = any(part in name for part in ("embed_positions", "_embeddings", "shared"))
     is_depthwise = weight.ndim == 4 and weight.shape[1] == 1
     return weight.ndim >= 2 and not is_table and not is_depthwise
@@ -43,7 +43,7 @@ def is_matrix(name: str, weight: nn.Parameter) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of states and log")
-    parser.add_argument("--minutes", type=float, default=50.0)
+    parser.add_argument("--minutes", type=float, default=50.0, help="of processor time")
     parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
