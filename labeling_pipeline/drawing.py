@@ -41,7 +41,7 @@ def draw_annotations(
 ) -> np.ndarray:
     """Draw boxes, points, outlines, keypoints with their skeleton, and what they are.
 
-    Where text was read, it stands in the label's place.
+    Where text was read, it stands in the label's place. Text for the whole image stands below it.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -51,7 +51,7 @@ def draw_annotations(
 
     Returns:
         (height', width', 3) uint8 RGB: enlarged if the longer side is under 640 px, and taller by
-        the strip of the title.
+        the strips of title and text.
 
     Raises:
         ValueError: the image is not of that shape and type.
@@ -71,6 +71,9 @@ def draw_annotations(
     canvas = np.ascontiguousarray(canvas[..., ::-1])
     if not annotations:
         canvas = _draw_note(canvas, "nothing found", font_px)
+    for annotation in annotations:
+        if annotation.text and _is_about_whole_image(annotation):
+            canvas = _captioned(canvas, annotation.text, font_px)
     return canvas if title is None else _titled(canvas, title, font_px)
 
 
@@ -380,6 +383,40 @@ def _titled(canvas: np.ndarray, title: str, font_px: int) -> np.ndarray:
         anchor="lm",
     )
     return np.concatenate([np.asarray(strip), canvas])
+
+
+def _is_about_whole_image(annotation: Annotation) -> bool:
+    return annotation.bbox is None and annotation.point is None and not annotation.polygon
+
+
+def _captioned(canvas: np.ndarray, text: str, font_px: int) -> np.ndarray:
+    """Add a strip below with all of the text, in as many lines as it takes."""
+    font = _font(text, font_px)
+    pad, line_px = font_px // 2, round(font_px * 1.4)
+    lines = _wrapped(text, font, canvas.shape[1] - 2 * pad)
+    strip = Image.new("RGB", (canvas.shape[1], len(lines) * line_px + 2 * pad), _BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        place = (pad, pad + (number + 0.5) * line_px)
+        draw.text(place, line, font=font, fill=_INK, anchor="lm")
+    return np.concatenate([canvas, np.asarray(strip)])
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> list[str]:
+    """Lines no wider than that: broken between words, or inside one that is wider itself."""
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".strip()
+        if font.getlength(candidate) <= width_px:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width_px:
+                lines.append("")
+            lines[-1] += character
+    return lines
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:

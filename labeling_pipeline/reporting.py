@@ -43,7 +43,7 @@ from labeling_pipeline.plan import Plan
 from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
-from labeling_pipeline.tasks import RULES, Geometry, Task
+from labeling_pipeline.tasks import RULES, Asks, Geometry, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,9 @@ def evaluate_entries(
     keypoints = _with_image_ids(truth.keypoints, image_of)
     evaluations = {}
     for entry in plan.entries:
-        if RULES[entry.task].geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
+        rule = RULES[entry.task]
+        # Regions, words and captions bear no name that the ground truth could know.
+        if rule.asks is not Asks.NAME or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
             continue
         of_entry = outcomes[outcomes["entry"] == entry.name]
         asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]

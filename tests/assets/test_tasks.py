@@ -8,6 +8,7 @@ import pytest
 
 from definitions import build_definitions
 from labeling_pipeline.home import Environment
+from labeling_pipeline.models import florence2_protocol, rex_omni_protocol
 from labeling_pipeline.plan import parse_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import RULES, Geometry, Task
@@ -18,26 +19,43 @@ SHAPES = {
     Geometry.POINT: "<400><300>",
     Geometry.POLYGON: "<100><100><500><120><480><600><90><580>",
 }
+LOCATIONS = {
+    Geometry.BOX: "<loc_100><loc_100><loc_500><loc_600>",
+    Geometry.POLYGON: "<loc_100><loc_100><loc_500><loc_120><loc_480><loc_600><loc_90><loc_580>",
+    Geometry.NONE: "",
+}
 PERSON = (
     '```json\n{"cat1": {"bbox": " <100> <100> <500> <600> ", '
     '"keypoints": {"nose": " <300> <200> ", "left eye": "unvisible"}}}\n```'
 )
 
 
+def answer_to(task: Task) -> str:
+    """What a model would say that finds one thing, or text that says "read me"."""
+    rule = RULES[task]
+    if rule.geometry is Geometry.KEYPOINTS:
+        return PERSON
+    if task in rex_omni_protocol.TASKS:
+        return MARKED.format("read me" if rule.reads_text else "cat", SHAPES[rule.geometry])
+    words = "read me" if rule.reads_text else ""
+    caption = "read me</s>" if task in florence2_protocol.CAPTION_OF else ""
+    return f"{caption}{words}{LOCATIONS[rule.geometry]}"
+
+
+def pixel(task: Task, bin_: int, size_px: int) -> float:
+    spoken = rex_omni_protocol if task in rex_omni_protocol.TASKS else florence2_protocol
+    return spoken.from_bin(bin_, size_px)
+
+
 @pytest.mark.parametrize("task", Task)
 def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_root, script):
     rule = RULES[task]
-    answer = (
-        PERSON
-        if rule.geometry is Geometry.KEYPOINTS
-        else MARKED.format("read me" if rule.reads_text else "cat", SHAPES[rule.geometry])
-    )
     references = ""
-    if task is Task.VISUAL_PROMPTING:
+    if rule.needs_references:
         boxes = {f"cat/{i}.png": [[1, 2, 30, 40]] for i in range(3)}
         references = f", references: {json.dumps(boxes)}"
     plan = parse_plan(
-        f"model: {json.dumps(script(raw_text=answer))}\n"
+        f"model: {json.dumps(script(raw_text=answer_to(task)))}\n"
         "entries:\n"
         f"  - {{name: thing, task: {task}, classes: [cat], ask: {{cat: cat}}{references}}}\n"
     )
@@ -67,20 +85,21 @@ def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_ro
     ]
     document = json.loads((home / "auto_labeling_results/cat/cat.json").read_text())
     assert len(document["images"]) == 4
-    assert len(document["annotations"]) == asked
+    grounded = task in florence2_protocol.CAPTION_OF
+    assert len(document["annotations"]) == asked * (2 if grounded else 1)
     annotation = document["annotations"][0]
     width, height = 120, 100
     if rule.geometry is Geometry.POINT:
         assert annotation["point"] == pytest.approx(
-            [400 / 999 * width, 300 / 999 * height], abs=0.01
+            [pixel(task, 400, width), pixel(task, 300, height)], abs=0.01
         )
         assert annotation["bbox"] is None
+    elif rule.geometry is Geometry.NONE:
+        assert annotation["bbox"] is None
     else:
+        left = 90 if rule.geometry is Geometry.POLYGON else 100
         assert annotation["bbox"][:2] == pytest.approx(
-            [90 / 999 * width, 100 / 999 * height]
-            if rule.geometry is Geometry.POLYGON
-            else [100 / 999 * width, 100 / 999 * height],
-            abs=0.01,
+            [pixel(task, left, width), pixel(task, 100, height)], abs=0.01
         )
     assert ("polygon" in annotation) == (rule.geometry is Geometry.POLYGON)
     assert annotation.get("text") == ("read me" if rule.reads_text else None)
