@@ -23,7 +23,7 @@ from labeling_pipeline.tasks import Task
 EMBEDDED = "tiny-rex-omni"
 """The model that is used where nobody names another."""
 
-_PACKAGED = (EMBEDDED,)
+_PACKAGED = (EMBEDDED, "tiny-florence-2")
 """The checkpoints that ship in the package."""
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
