@@ -20,14 +20,8 @@ from typing import Any
 import numpy as np
 
 from labeling_pipeline.annotations import Generation, State
-from labeling_pipeline.asking import (
-    Answered,
-    Conclusion,
-    Question,
-    conclude,
-    first_questions,
-    second_questions,
-)
+from labeling_pipeline.asking.questions import Answered, Conclusion, Question
+from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.base import Model
@@ -237,7 +231,6 @@ class _Loop:
         self.image_root = image_root
         self.run_id = run_id
         self.summary = summary
-        self._first = first_questions(entry, group)
         self._model_is_known = False
 
     def run(self, force: bool, progress: Progress) -> None:
@@ -302,25 +295,33 @@ class _Loop:
         """Batches, read, decoded and made ready for the model while it works on earlier ones."""
         waiting: deque[list[Future[_Prepared]]] = deque()
         for batch in self._batches(images):
-            waiting.append([readers.submit(self._prepare, one, self._first) for one in batch])
+            waiting.append([readers.submit(self._prepare, one, self._first(one)) for one in batch])
             if len(waiting) > _READ_AHEAD_BATCHES:
                 yield [future.result() for future in waiting.popleft()]
         for futures in waiting:
             yield [future.result() for future in futures]
 
+    def _first(self, image: _Image) -> tuple[Question, ...]:
+        return first_questions(self.entry, self.group, image.size_px)
+
     def _batches(self, images: Sequence[_Image]) -> Iterator[list[_Image]]:
         """Images of like size, as many at once as the model takes just now."""
         cost = {image.path: self.model.input_tokens(image.size_px) for image in images}
         batch: list[_Image] = []
+        questions = longest = 0
         # The largest first: what does not fit into memory shows at once.
         for image in sorted(images, key=lambda image: -cost[image.path]):
             limit = self.model.batch_limit
-            questions = (len(batch) + 1) * len(self._first)
-            longest = cost[(batch or [image])[0].path]
-            if batch and (questions > limit.images or questions * longest > limit.tokens):
+            own = len(self._first(image))
+            most = max(longest, cost[image.path])
+            if batch and (
+                questions + own > limit.images or (questions + own) * most > limit.tokens
+            ):
                 yield batch
-                batch = []
+                batch, questions, most = [], 0, cost[image.path]
             batch.append(image)
+            questions += own
+            longest = most
         if batch:
             yield batch
 
@@ -406,14 +407,14 @@ class _Loop:
                     zip(image.answered, image.generations, strict=True)
                 )
             ]
-            conclusion = conclude(self.entry, self.group, image.answered)
+            conclusion = conclude(self.entry, self.group, image.answered, image.size_px)
             annotations += self._annotation_rows(image.asked, conclusion)
             outcomes += [
                 image.asked.outcome(
                     slug,
                     label,
-                    conclusion.labels[label].state,
-                    presence=conclusion.labels[label].presence,
+                    conclusion.labels[label].answer.state,
+                    presence=conclusion.labels[label].answer.presence,
                     generation_id=image.asked.generation_id(),
                     dropped=len(conclusion.dropped),
                 )
@@ -434,7 +435,9 @@ class _Loop:
             (annotation, source)
             for label in self.group.labels
             for annotation, source in zip(
-                conclusion.labels[label].annotations, conclusion.sources[label], strict=True
+                conclusion.labels[label].answer.annotations,
+                conclusion.labels[label].sources,
+                strict=True,
             )
         ]
         return [
@@ -443,7 +446,7 @@ class _Loop:
         ]
 
     def _count(self, image: _Image, conclusion: Conclusion) -> None:
-        own = conclusion.labels[self.summary.label]
+        own = conclusion.labels[self.summary.label].answer
         self.summary.answered += 1
         self.summary.states[own.state] += 1
         self.summary.annotations += len(own.annotations)

@@ -40,6 +40,15 @@ EVERY_CLASS = "*"
 ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 
 
+class Tiling(BaseModel):
+    """How large images are cut: squares of ``size_px`` pixels that share ``overlap`` of a side."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size_px: Annotated[int, Field(ge=64)] = 1024
+    overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+
+
 class Entry(BaseModel):
     """One line of work: a task, a model and what it is asked for each class."""
 
@@ -60,6 +69,9 @@ class Entry(BaseModel):
         description="for the task keypoint: detect, ask again on a crop of each instance, keep "
         "the keypoints that the model is surer of",
     )
+    tiles: Tiling | None = Field(
+        None, description="ask large images also tile by tile, for what is small in them"
+    )
     references: dict[str, tuple[Box, ...]] = Field(
         default_factory=dict,
         description="image path -> reference boxes in pixels, for tasks that need them",
@@ -74,6 +86,15 @@ class Entry(BaseModel):
             raise ValueError(
                 f"expected top_down only with task keypoint, got it with {self.task}: drop it, or "
                 "ask for keypoints"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> Self:
+        if self.tiles is not None and not RULES[self.task].can_be_tiled:
+            raise ValueError(
+                f"expected no tiles with {self.task}, got some: drop them"
+                + (", and use top_down" if self.task is Task.KEYPOINT else "")
             )
         return self
 
@@ -251,7 +272,8 @@ def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
     if kind == "missing":
         return f"{source}:{line}: {where}: expected a value here, got none"
     if kind == "extra_forbidden":
-        model: Any = _SECTIONS.get(str(location[0]), Plan) if len(location) > 1 else Plan
+        sections = [part for part in location[:-1] if part in _SECTIONS]
+        model: Any = _SECTIONS[sections[-1]] if sections else Plan
         known = ", ".join(name for name in model.model_fields if name != "source")
         return f"{source}:{line}: {where}: expected one of the keys {known}, got {location[-1]!r}"
     if kind == "value_error":
@@ -265,6 +287,7 @@ def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "entries": Entry,
+    "tiles": Tiling,
     "actions": Actions,
     "cleaning": CleaningRules,
     "runtime": ModelSettings,
@@ -358,7 +381,8 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
         asked = (*cut, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
         references = [sorted(entry.references.items())] if entry.references else []
-        mode = ["top_down"] if entry.top_down else []
+        mode: list[Any] = ["top_down"] if entry.top_down else []
+        mode += [entry.tiles.model_dump()] if entry.tiles else []
         identity = json.dumps([entry.name, entry.task, text, asked, *references, *mode])
         groups.append(
             Group(

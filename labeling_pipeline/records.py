@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from labeling_pipeline.annotations import Annotation, Generation, State
-from labeling_pipeline.asking import Question
+from labeling_pipeline.asking.questions import Question
 from labeling_pipeline.models.base import Model
 
 Row = dict[str, Any]

@@ -65,6 +65,7 @@ class TaskRule:
     labels_per_prompt: at most so many labels share a prompt; ``None``: the plan decides.
     reads_text: annotations carry words of the model's own: text it read, or a description.
     needs_references: it is asked about boxes that are given, and of no image without any.
+    of_whole_image: what it says of an image does not follow from what it says of parts.
     """
 
     geometry: Geometry
@@ -74,6 +75,12 @@ class TaskRule:
     reads_text: bool = False
     asks: Asks = Asks.NAME
     needs_references: bool = False
+    of_whole_image: bool = False
+
+    @property
+    def can_be_tiled(self) -> bool:
+        """Whether it can be asked of one part of an image after the other."""
+        return not (self.needs_references or self.of_whole_image)
 
 
 def _unit_rule(
@@ -88,6 +95,7 @@ def _unit_rule(
         reads_text=reads_text,
         asks=Asks.UNIT,
         needs_references=about_regions,
+        of_whole_image=geometry is Geometry.NONE or unit == "caption",
     )
 
 
@@ -103,7 +111,9 @@ RULES: dict[Task, TaskRule] = {
         needs_references=True,
     ),
     Task.POINTING: TaskRule(Geometry.POINT, "a point on each thing by name"),
-    Task.KEYPOINT: TaskRule(Geometry.KEYPOINTS, "boxes and the keypoints of a skeleton"),
+    Task.KEYPOINT: TaskRule(
+        Geometry.KEYPOINTS, "boxes and the keypoints of a skeleton", of_whole_image=True
+    ),
     Task.OCR_BOX: _unit_rule(Geometry.BOX, "text with its boxes, by word or text line", "word"),
     Task.OCR_POLYGON: _unit_rule(
         Geometry.POLYGON, "text with its outlines, by word or text line", "word"

@@ -1,6 +1,9 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labeling_pipeline.annotations import (
     Annotation,
@@ -10,16 +13,12 @@ from labeling_pipeline.annotations import (
     ParsedAnswer,
     State,
 )
-from labeling_pipeline.asking import (
-    Answered,
-    Question,
-    conclude,
-    crop_around,
-    first_questions,
-    second_questions,
-    smaller_groups,
-)
-from labeling_pipeline.plan import Entry, Group
+from labeling_pipeline.asking.groups import smaller_groups
+from labeling_pipeline.asking.questions import Answered, Crop, Question, Sourced
+from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
+from labeling_pipeline.asking.tiling import put_together, tiles
+from labeling_pipeline.asking.top_down import crop_around
+from labeling_pipeline.plan import Entry, Group, Tiling
 from labeling_pipeline.tasks import PERSON, Task
 
 SIZE = (640, 480)
@@ -93,16 +92,18 @@ def test_two_classes_may_ask_one_label():
 
 def test_a_settled_second_answer_replaces_one_that_went_in_circles():
     both = group("a", "b")
-    (first,) = first_questions(DETECTION, both)
+    (first,) = first_questions(DETECTION, both, SIZE)
     rounds = [
         answered(first, ("duplicate: a",), a=said("degenerate", LEFT), b=said("found", RIGHT))
     ]
     again = second_questions(DETECTION, both, rounds, SIZE)
     assert again == (Question(Task.DETECTION, ("a",)),)
     rounds.append(answered(again[0], ("stray: x",), a=said("absent", presence=0.1)))
-    conclusion = conclude(DETECTION, both, rounds)
-    assert conclusion.labels == {"a": said("absent", presence=0.1), "b": said("found", RIGHT)}
-    assert conclusion.sources == {"a": (), "b": (0,)}
+    conclusion = conclude(DETECTION, both, rounds, SIZE)
+    assert conclusion.labels == {
+        "a": Sourced(said("absent", presence=0.1), ()),
+        "b": Sourced(said("found", RIGHT), (0,)),
+    }
     assert conclusion.dropped == ("duplicate: a", "stray: x")
 
 
@@ -123,9 +124,9 @@ def test_where_neither_answer_is_sound_the_one_that_holds_more_is_kept(
         answered(Question(Task.DETECTION, ("a", "b")), a=first, b=said("absent")),
         answered(Question(Task.DETECTION, ("a",)), a=second),
     ]
-    conclusion = conclude(DETECTION, both, rounds)
-    assert conclusion.labels["a"] == (first, second)[kept]
-    assert conclusion.sources["a"] == (kept,) * len(conclusion.labels["a"].annotations)
+    conclusion = conclude(DETECTION, both, rounds, SIZE)
+    best = (first, second)[kept]
+    assert conclusion.labels["a"] == Sourced(best, (kept,) * len(best.annotations))
 
 
 # Top-down keypoints
@@ -133,7 +134,7 @@ def test_where_neither_answer_is_sound_the_one_that_holds_more_is_kept(
 
 def test_top_down_asks_for_keypoints_and_boxes_and_then_for_every_instance_on_its_crop():
     alone = group("person")
-    first = first_questions(TOP_DOWN, alone)
+    first = first_questions(TOP_DOWN, alone, SIZE)
     assert first == (
         Question(Task.KEYPOINT, ("person",)),
         Question(Task.DETECTION, ("person",)),
@@ -151,7 +152,7 @@ def test_top_down_asks_for_keypoints_and_boxes_and_then_for_every_instance_on_it
 
 def test_of_two_answers_about_an_instance_the_better_supported_one_is_kept():
     alone = group("person")
-    first = first_questions(TOP_DOWN, alone)
+    first = first_questions(TOP_DOWN, alone, SIZE)
     rounds = [
         answered(first[0], person=people(person(LEFT, 0.9), person(RIGHT, 0.4))),
         answered(first[1], person=said("found", LEFT, RIGHT, presence=0.97)),
@@ -162,50 +163,51 @@ def test_of_two_answers_about_an_instance_the_better_supported_one_is_kept():
         # Few keypoints that the model is sure of support less than many.
         answered(crops[1], person=people(person(RIGHT, 0.7), person(RIGHT, 0.99, invisible=12))),
     ]
-    conclusion = conclude(TOP_DOWN, alone, rounds)
-    found = conclusion.labels["person"]
+    conclusion = conclude(TOP_DOWN, alone, rounds, SIZE)
+    found = conclusion.labels["person"].answer
     assert [a.score for a in found.annotations] == [0.9, 0.7]
-    assert conclusion.sources["person"] == (0, 3)
+    assert conclusion.labels["person"].sources == (0, 3)
     assert (found.state, found.presence) == (State.FOUND, 0.97)
 
 
 def test_a_detected_instance_without_keypoints_is_kept_as_a_box():
     alone = group("person")
-    first = first_questions(TOP_DOWN, alone)
+    first = first_questions(TOP_DOWN, alone, SIZE)
     rounds = [
         answered(first[0], person=people(state="absent")),
         answered(first[1], person=said("found", LEFT)),
     ]
     (crop,) = second_questions(TOP_DOWN, alone, rounds, SIZE)
     rounds.append(answered(crop, person=people(state="absent")))
-    conclusion = conclude(TOP_DOWN, alone, rounds)
-    (found,) = conclusion.labels["person"].annotations
+    conclusion = conclude(TOP_DOWN, alone, rounds, SIZE)
+    (found,) = conclusion.labels["person"].answer.annotations
     assert found.bbox == LEFT
     assert [k.name for k in found.keypoints] == list(PERSON.keypoints)
     assert all(k.x_px is None for k in found.keypoints)
-    assert conclusion.sources["person"] == (1,)
+    assert conclusion.labels["person"].sources == (1,)
 
 
 @pytest.mark.parametrize("state", ["absent", "not_mentioned", "unparsed"])
 def test_nobody_there_costs_no_second_round(state: str):
     alone = group("person")
-    first = first_questions(TOP_DOWN, alone)
+    first = first_questions(TOP_DOWN, alone, SIZE)
     rounds = [
         answered(first[0], person=people(state="absent")),
         answered(first[1], person=said(state)),
     ]
     assert second_questions(TOP_DOWN, alone, rounds, SIZE) == ()
-    assert conclude(TOP_DOWN, alone, rounds).labels["person"].state == state
+    assert conclude(TOP_DOWN, alone, rounds, SIZE).labels["person"].answer.state == state
 
 
 def test_a_detection_that_was_cut_stays_cut_whatever_the_crops_say():
     alone = group("person")
-    first = first_questions(TOP_DOWN, alone)
+    first = first_questions(TOP_DOWN, alone, SIZE)
     rounds = [
         answered(first[0], person=people(person(LEFT, 0.9))),
         answered(first[1], person=said("truncated", LEFT)),
     ]
-    assert conclude(TOP_DOWN, alone, rounds).labels["person"].state is State.TRUNCATED
+    concluded = conclude(TOP_DOWN, alone, rounds, SIZE)
+    assert concluded.labels["person"].answer.state is State.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,191 @@ def test_a_crop_shows_the_instance_with_a_margin(box: Box, crop: tuple[int, ...]
 def test_top_down_is_for_keypoints_only(tmp_path: Path):
     with pytest.raises(ValueError, match="top_down only with task keypoint, got it with detection"):
         Entry(name="object", task=Task.DETECTION, top_down=True)
+
+
+# Tiles
+
+TILED = Entry(name="object", task=Task.DETECTION, tiles=Tiling(size_px=400, overlap=0.25))
+WIDE = (700, 400)
+FIRST_TILE: Crop = (0, 0, 400, 400)
+SECOND_TILE: Crop = (300, 0, 700, 400)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        pytest.param((400, 300), [], id="an image that one tile holds"),
+        pytest.param(WIDE, [FIRST_TILE, SECOND_TILE], id="two side by side"),
+        pytest.param((300, 500), [(0, 0, 300, 400), (0, 100, 300, 500)], id="two one over another"),
+        pytest.param(
+            (500, 500),
+            [(0, 0, 400, 400), (100, 0, 500, 400), (0, 100, 400, 500), (100, 100, 500, 500)],
+            id="four, row by row",
+        ),
+    ],
+)
+def test_tiles_cover_the_image(size: tuple[int, int], expected: list[Crop]):
+    assert tiles(size, Tiling(size_px=400, overlap=0.25)) == expected
+
+
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.builds(Tiling, size_px=st.integers(64, 2000), overlap=st.floats(0, 0.5)),
+)
+def test_whatever_the_size_tiles_cover_it_and_overlap_as_asked(width, height, tiling):
+    cut = tiles((width, height), tiling) or [(0, 0, width, height)]
+    for low, high, size in ((0, 2, width), (1, 3, height)):
+        spans = sorted({(crop[low], crop[high]) for crop in cut})
+        assert spans[0][0] == 0
+        assert spans[-1][1] == size
+        for (_, end), (start, _) in pairwise(spans):
+            assert end - start >= int(tiling.overlap * tiling.size_px) - 1
+
+
+def seen(*boxes: Box, state: str = "found", score: float = 0.5) -> LabelAnswer:
+    return LabelAnswer(State(state), score, tuple(Annotation("cat", b, score=score) for b in boxes))
+
+
+@pytest.mark.parametrize(
+    ("whole", "first", "second", "expected"),
+    [
+        pytest.param([], [(10, 10, 60, 60)], [], [(10, 10, 60, 60)], id="in one tile"),
+        pytest.param(
+            [], [(320, 10, 380, 60)], [(321, 10, 381, 61)], [(320, 10, 380, 60)], id="in both"
+        ),
+        pytest.param(
+            [],
+            [(350, 10, 400, 60)],
+            [(350, 10, 420, 60)],
+            [(350, 10, 420, 60)],
+            id="cut by one, whole in the other",
+        ),
+        pytest.param(
+            [],
+            [(200, 10, 400, 90)],
+            [(300, 11, 600, 91)],
+            [(200, 10, 600, 91)],
+            id="cut by both: joined",
+        ),
+        pytest.param(
+            [],
+            [(200, 10, 400, 90)],
+            [(300, 200, 600, 391)],
+            [(200, 10, 400, 90), (300, 200, 600, 391)],
+            id="cut by both, but two things",
+        ),
+        pytest.param(
+            [(200, 10, 600, 90)],
+            [(200, 10, 400, 90)],
+            [(300, 11, 600, 91)],
+            [(200, 10, 600, 90)],
+            id="whole in the whole image only",
+        ),
+        pytest.param(
+            [],
+            [(0, 0, 390, 390)],
+            [],
+            [(0, 0, 390, 390)],
+            id="at the border of the image is not cut",
+        ),
+        pytest.param(
+            [],
+            [(10, 10, 60, 60), (20, 10, 70, 60)],
+            [],
+            [(10, 10, 60, 60), (20, 10, 70, 60)],
+            id="two that one answer tells apart stay two",
+        ),
+    ],
+)
+def test_things_near_a_seam_count_once(whole, first, second, expected):
+    questions = first_questions(TILED, group("cat"), WIDE)
+    assert [question.crop_px for question in questions] == [None, FIRST_TILE, SECOND_TILE]
+    rounds = [
+        answered(question, cat=seen(*boxes))
+        for question, boxes in zip(questions, (whole, first, second), strict=True)
+    ]
+    conclusion = conclude(TILED, group("cat"), rounds, WIDE)
+    said_of_cat = conclusion.labels["cat"]
+    assert sorted(a.bbox for a in said_of_cat.answer.annotations if a.bbox) == expected
+    assert len(said_of_cat.sources) == len(expected)
+
+
+def test_what_seams_repeat_is_counted_as_dropped():
+    rounds = [
+        answered(question, cat=seen((320, 10, 380, 60)))
+        for question in first_questions(TILED, group("cat"), WIDE)
+    ]
+    conclusion = conclude(TILED, group("cat"), rounds, WIDE)
+    assert [what.split()[0] for what in conclusion.dropped] == ["seam:", "seam:"]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (("absent", "absent", "absent"), "absent"),
+        (("absent", "found", "absent"), "found"),
+        (("found", "found", "truncated"), "truncated"),
+        (("absent", "degenerate", "truncated"), "degenerate"),
+        (("not_mentioned", "absent", "not_mentioned"), "absent"),
+    ],
+)
+def test_a_label_is_as_settled_as_its_least_settled_tile(states, expected):
+    questions = first_questions(TILED, group("cat"), WIDE)
+    rounds = [
+        answered(question, cat=said(state, presence=n / 10))
+        for n, (question, state) in enumerate(zip(questions, states, strict=True))
+    ]
+    answer = conclude(TILED, group("cat"), rounds, WIDE).labels["cat"].answer
+    assert (answer.state, answer.presence) == (expected, 0.2)
+
+
+def test_a_tile_without_a_sound_end_is_asked_again_in_smaller_groups():
+    both = group("a", "b")
+    first, *others = first_questions(TILED, both, WIDE)
+    rounds = [answered(first, a=said("absent"), b=said("absent"))]
+    rounds.append(answered(others[0], a=said("absent"), b=said("absent")))
+    rounds.append(answered(others[1], a=said("found", (310, 10, 350, 60)), b=said("degenerate")))
+    (again,) = second_questions(TILED, both, rounds, WIDE)
+    assert again == Question(Task.DETECTION, ("b",), SECOND_TILE)
+    rounds.append(answered(again, b=said("found", (500, 10, 550, 60))))
+    labels = conclude(TILED, both, rounds, WIDE).labels
+    assert {label: (one.answer.state, one.sources) for label, one in labels.items()} == {
+        "a": ("found", (2,)),
+        "b": ("found", (3,)),
+    }
+
+
+def test_a_point_in_an_overlap_belongs_to_the_nearer_tile():
+    pointing = Entry(name="spot", task=Task.POINTING, tiles=TILED.tiles)
+    questions = first_questions(pointing, group("cat"), WIDE)
+    assert [question.crop_px for question in questions] == [FIRST_TILE, SECOND_TILE]
+    points = [[(340.0, 100.0), (362.0, 50.0)], [(341.0, 101.0), (363.0, 51.0)]]
+    rounds = [
+        answered(
+            question,
+            cat=LabelAnswer(State.FOUND, 0.5, tuple(Annotation("cat", point=p) for p in seen_at)),
+        )
+        for question, seen_at in zip(questions, points, strict=True)
+    ]
+    found = conclude(pointing, group("cat"), rounds, WIDE).labels["cat"].answer.annotations
+    assert [one.point for one in found] == [(340.0, 100.0), (363.0, 51.0)]
+
+
+def test_read_text_is_never_joined():
+    left, right = ((200.0, 10.0, 400.0, 90.0), (300.0, 10.0, 600.0, 90.0))
+    parts: list[tuple[Crop | None, Sourced]] = [
+        (FIRST_TILE, Sourced(seen(left), (0,))),
+        (SECOND_TILE, Sourced(seen(right), (1,))),
+    ]
+    assert len(put_together("word", Task.OCR_BOX, parts, WIDE)[0].answer.annotations) == 2
+    assert len(put_together("word", Task.DETECTION, parts, WIDE)[0].answer.annotations) == 1
+
+
+@pytest.mark.parametrize("task", [Task.KEYPOINT, Task.VISUAL_PROMPTING])
+def test_tiles_are_refused_where_they_make_no_sense(task: Task):
+    with pytest.raises(ValueError, match=f"expected no tiles with {task}"):
+        Entry(name="object", task=task, tiles=Tiling())
 
 
 def test_what_is_read_off_a_crop_moves_with_it():

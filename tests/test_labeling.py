@@ -366,6 +366,32 @@ def test_keypoints_top_down_look_again_at_every_person_and_map_back(tmp_path: Pa
     ]
 
 
+def test_a_large_image_is_asked_tile_by_tile_and_its_things_count_once(tmp_path: Path):
+    # Wherever it is asked, the model sees a cat in the middle of what it is shown.
+    script = {"boxes": {"cat": [[400, 400, 599, 599]]}}
+    project = folders(tmp_path, script, "task: detection, tiles: {size_px: 400}", cat=1)
+    put(project.root / "cat/large.png", 9, (720, 400))
+    project.ingest()
+    summary = project.label("cat")
+    assert (summary.answered, summary.generations) == (2, 4)
+    crops = project.rows(
+        "SELECT crop_px FROM generations g JOIN dataset_files f USING (image_id) "
+        "WHERE path = 'cat/large.png' ORDER BY follows NULLS FIRST, crop_px"
+    )
+    assert crops == [(None,), ([0, 0, 400, 400],), ([320, 0, 720, 400],)]
+    boxes = project.rows(
+        "SELECT round(x0_px), round(x1_px), g.crop_px FROM annotations a "
+        "JOIN generations g ON g.generation_id = a.answered_in "
+        "JOIN dataset_files f ON f.image_id = a.image_id "
+        "WHERE path = 'cat/large.png' ORDER BY 1"
+    )
+    assert boxes == [
+        (160, 240, [0, 0, 400, 400]),
+        (288, 432, None),
+        (480, 560, [320, 0, 720, 400]),
+    ]
+
+
 def test_images_of_like_size_share_a_batch(tmp_path: Path):
     project = folders(tmp_path, batch_size=2, cat=3)
     for number, side in enumerate((300, 200, 300, 200)):

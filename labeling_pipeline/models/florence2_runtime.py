@@ -35,6 +35,7 @@ from labeling_pipeline.models.generation_runtime import (
     TokenBytes,
     TokenRecorder,
     choose_device,
+    free_memory,
     load_options,
     padded_frame,
     use_few_threads,
@@ -119,9 +120,8 @@ class Florence2Runtime:
         return [_joined(turns) for turns in answers]
 
     def free_memory(self) -> None:
-        """Give back what the allocator keeps for itself."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Give back what nobody uses any more and what the allocator keeps for itself."""
+        free_memory(self.device)
 
     def _answer(self, asked: Sequence[tuple["PreparedRequest", str]]) -> list[Generation]:
         """One turn: each request with one of its prompts."""

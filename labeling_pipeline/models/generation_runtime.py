@@ -15,6 +15,7 @@ Facts this module stands on:
 """
 
 import codecs
+import gc
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -41,6 +42,13 @@ def use_few_threads(model: PreTrainedModel) -> None:
     thread, so it is said in every one."""
     if model.device.type == "cpu" and model.num_parameters() < _SMALL_MODEL_PARAMETERS:
         torch.set_num_threads(1)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody uses any more and what the allocator keeps for itself."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def padded_frame(image: np.ndarray, card: ModelCard) -> np.ndarray:

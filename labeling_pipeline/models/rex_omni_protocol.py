@@ -94,6 +94,7 @@ _SHAPES = {
 _SEPARATOR = re.compile(r"[\s,]*")
 _PARTS = re.compile(r"<\|[a-z_]+\|>|<[0-9]{1,3}>|[^<]+|<")
 _INSTANCE_OR_BOX = re.compile(r'"([^"]*)"\s*:\s*\{|"bbox"\s*:\s*"([^"]*)"')
+_PLURALS = (("", "s"), ("", "es"), ("y", "ies"))
 _MARK_CHARS = 200
 """Enough of the text to hold the name of an instance, or its box."""
 _FENCE = re.compile(r"```(?:json)?\s*")
@@ -425,13 +426,11 @@ class _Reader:
         if label in self.annotations:
             return label
         folded = label.strip().casefold()
-        for candidate in (folded, folded + "s", folded + "es"):
-            if candidate in self._by_folded:
-                return self._by_folded[candidate]
-        for ending in ("s", "es"):
-            if folded.endswith(ending) and folded.removesuffix(ending) in self._by_folded:
-                return self._by_folded[folded.removesuffix(ending)]
-        return None
+        candidates = [folded]
+        for one, many in _PLURALS:
+            candidates += [folded.removesuffix(one) + many] if folded.endswith(one) else []
+            candidates += [folded.removesuffix(many) + one] if folded.endswith(many) else []
+        return next((self._by_folded[c] for c in candidates if c in self._by_folded), None)
 
     def asked_instance(self, name: str) -> str | None:
         """The same for an instance, which may bear a number."""

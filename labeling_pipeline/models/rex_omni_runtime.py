@@ -37,6 +37,7 @@ from labeling_pipeline.models.generation_runtime import (
     TokenRecord,
     TokenRecorder,
     choose_device,
+    free_memory,
     load_options,
     padded_frame,
     use_few_threads,
@@ -182,9 +183,8 @@ class RexOmniRuntime:
         ]
 
     def free_memory(self) -> None:
-        """Give back what the allocator keeps for itself."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Give back what nobody uses any more and what the allocator keeps for itself."""
+        free_memory(self.device)
 
     def _chat(self, prompt: str) -> str:
         messages = [

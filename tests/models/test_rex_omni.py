@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from labeling_pipeline.annotations import FinishReason, Generation, State
-from labeling_pipeline.errors import ConfigurationError, MissingDependencyError
+from labeling_pipeline.errors import ConfigurationError, MissingDependencyError, ModelError
 from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.generation_runtime import LOOK_EVERY, choose_attention
@@ -265,6 +265,13 @@ def test_without_a_batch_size_a_batch_starts_as_large_as_the_device_bears(
     assert model.batch_limit.images == images
 
 
+def test_a_gpu_that_is_not_there_is_told_with_the_fix(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = RexOmni(find_card(EMBEDDED), ModelSettings(device="cuda"))
+    with pytest.raises(ModelError, match=r"torch sees no CUDA GPU here.*device to auto or cpu"):
+        _ = model.batch_limit
+
+
 @pytest.mark.parametrize(
     "size_px",
     [(224, 168), (112, 196), (640, 480), (640, 360), (30, 30), (1920, 300), (300, 1920), (3, 500)],
@@ -386,6 +393,7 @@ def test_pixels_wait_in_the_precision_of_the_model(model: RexOmni):
 
 
 def test_weights_in_8_bits_answer_nearly_as_plain_ones_do(model: RexOmni):
+    pytest.importorskip("torchao", reason="the extra `quantization` is not installed")
     quantized = with_settings(quantization="int8")
     requests = [detection(scene(seed, 196, 196)) for seed in range(8)]
     same = 0
@@ -424,6 +432,15 @@ def test_a_package_that_is_missing_is_told_with_its_extra_before_any_weights_are
     asked = load_model(str(tmp_path), ModelSettings(device="cpu", **settings))
     expected = rf"{package}.*pip install 'labeling-pipeline\[{extra}\]'"
     with pytest.raises(MissingDependencyError, match=expected):
+        asked.generate([detection(scene(0))])
+
+
+def test_the_published_awq_weights_are_not_downloaded_without_what_they_need(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("labeling_pipeline.models.rex_omni_runtime.find_spec", lambda name: None)
+    asked = load_model("rex-omni-awq", CPU)
+    with pytest.raises(MissingDependencyError, match=r"gptqmodel and accelerate.*\[awq\]"):
         asked.generate([detection(scene(0))])
 
 

@@ -32,7 +32,7 @@ from labeling_pipeline.models.rex_omni_protocol import (
     why_unsupported,
 )
 from labeling_pipeline.models.scripted import generation_of
-from labeling_pipeline.tasks import PERSON, Task
+from labeling_pipeline.tasks import HAND, PERSON, Skeleton, Task
 
 # On a frame of 999 x 999 px a bin is its own pixel.
 SIDE = 999
@@ -382,6 +382,21 @@ def test_a_segment_without_a_body_is_unparsed_and_noted():
 def test_what_is_dropped_says_what_it_was():
     answer = detect(says("zebra", "<1><2><3><4>"))
     assert answer.dropped == ("not_asked: zebra: <1><2><3><4>",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [("cherry", "cherries"), ("Babies", "baby"), ("box", "boxes"), ("cats", "Cat"), ("s", "s")],
+)
+def test_a_label_may_be_answered_in_another_number(asked: str, answered: str):
+    assert states(detect(says(answered, A), (asked,))) == {asked: "found"}
+
+
+@pytest.mark.parametrize("answered", ["catfish", "scat", "ca", "", "cat's"])
+def test_a_label_that_only_looks_alike_was_not_asked(answered: str):
+    answer = detect(says(answered, A), ("cat",))
+    assert states(answer) == {"cat": "not_mentioned"}
+    assert reasons(answer) == ["not_asked"]
 
 
 def test_two_asked_labels_that_differ_only_in_case_stay_apart():
@@ -754,7 +769,11 @@ def people(boxes: Iterator[str], points: str = '"nose": "unvisible"') -> str:
     return "{" + ", ".join(person(n, box, points) for n, box in enumerate(boxes, 1))
 
 
-UNSEEN = ", ".join(f'"{name}": "unvisible"' for name in PERSON.keypoints)
+def unseen(skeleton: Skeleton) -> str:
+    return ", ".join(f'"{name}": "unvisible"' for name in skeleton.keypoints)
+
+
+UNSEEN = unseen(PERSON)
 NEIGHBOURS = [(x, y, x + 90, y + 90) for y in (0, 300, 600) for x in range(0, 900, 100)]
 
 LOOPS = {
@@ -886,6 +905,10 @@ HONEST = {
     "ten people of whom little is seen": (
         Task.KEYPOINT,
         people((listed([box]) for box in scattered(10)), UNSEEN) + "}",
+    ),
+    "hands with numbered joints, all hidden": (
+        Task.KEYPOINT,
+        people((listed([box]) for box in scattered(6)), unseen(HAND)) + "}",
     ),
 }
 
@@ -1248,6 +1271,21 @@ def test_whatever_the_text_nothing_is_invented(question: Question):
         for annotation in said.annotations:
             assert all(x in xs and y in ys for x, y in places(annotation))
             assert annotation.text is None or annotation.text in text
+
+
+@given(questions(), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_whatever_the_text_it_does_not_matter_how_many_tokens_come_at_once(
+    question: Question, size: int
+):
+    tokens = question.generation.tokens
+    one_by_one, in_chunks = LoopWatch(question.task), LoopWatch(question.task)
+    for token in tokens:
+        one_by_one.add([token])
+    for start in range(0, len(tokens), size):
+        in_chunks.add(tokens[start : start + size])
+    assert one_by_one.looped == in_chunks.looped
+    assert one_by_one.label == in_chunks.label
 
 
 @given(questions())

@@ -18,6 +18,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from labeling_pipeline.annotations import LabelAnswer, ParsedAnswer
+from labeling_pipeline.asking.questions import Answered, Question
+from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
 from labeling_pipeline.evaluation.detection import (
     DetectionEvaluation,
     evaluate_detection,
@@ -27,6 +29,7 @@ from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, load_model
+from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.sample.scenes import (
     PERSON_KEYPOINTS,
     POSTURE_LABELS,
@@ -107,6 +110,52 @@ class HeldOut:
                 asked.append(Asked(f"{i:03d}", scene, request.labels, answer))
         return asked
 
+    def ask_top_down(self, n: int, sizes: Sequence[Size], kinds: Sequence[str]) -> list[Asked]:
+        """The keypoints of people, asked for as a ``top_down`` entry does."""
+        entry = Entry(name="pose", task=Task.KEYPOINT, top_down=True)
+        group = Group(("person",), {"person": "person"}, request_hash="")
+        scenes = [self._scene(i, sizes[i % len(sizes)], kinds) for i in range(n)]
+        answered: list[list[Answered]] = [[] for _ in scenes]
+        for ask_for in (
+            lambda i: first_questions(entry, group, _size(scenes[i])),
+            lambda i: second_questions(entry, group, answered[i], _size(scenes[i])),
+        ):
+            asked = [(i, question) for i in range(n) for question in ask_for(i)]
+            for (i, question), read in zip(asked, self._answers(scenes, asked), strict=True):
+                answered[i].append(Answered(question, read))
+        concluded = [
+            conclude(entry, group, rounds, _size(scene)).labels
+            for scene, rounds in zip(scenes, answered, strict=True)
+        ]
+        return [
+            Asked(
+                f"{i:03d}",
+                scene,
+                group.labels,
+                ParsedAnswer({label: said.answer for label, said in labels.items()}),
+            )
+            for i, (scene, labels) in enumerate(zip(scenes, concluded, strict=True))
+        ]
+
+    def _answers(
+        self, scenes: Sequence[Scene], asked: Sequence[tuple[int, Question]]
+    ) -> Iterator[ParsedAnswer]:
+        """Answers to questions about scenes by number, in pixels of the whole scene."""
+        for chunk in _chunks(range(len(asked)), self._batch_size):
+            requests, corners = [], []
+            for i, question in (asked[k] for k in chunk):
+                x0, y0, x1, y1 = question.crop_px or (0, 0, *_size(scenes[i]))
+                skeleton = PERSON if question.task is Task.KEYPOINT else None
+                image = np.ascontiguousarray(scenes[i].image[y0:y1, x0:x1])
+                requests.append(Request(image, question.task, question.labels, skeleton))
+                corners.append((x0, y0))
+            for request, corner, generation in zip(
+                requests, corners, self._model.generate(requests), strict=True
+            ):
+                yield self._model.parse(
+                    generation, request.task, request.labels, request.size_px, request.skeleton
+                ).moved(*corner)
+
     def _scene(self, number: int, size: Size, kinds: Sequence[str] | None) -> Scene:
         """The scene of a seed; drawn again, differently, until everything wanted found a place."""
         rng = np.random.default_rng([HELDOUT_SEEDS, self._seeds[number], *size])
@@ -114,6 +163,10 @@ class HeldOut:
             scene = draw_scene(rng, *size, kinds)
             if scene.objects and (kinds is None or len(scene.objects) == len(kinds)):
                 return scene
+
+
+def _size(scene: Scene) -> Size:
+    return scene.image.shape[1], scene.image.shape[0]
 
 
 def _chunks(numbers: range, size: int) -> Iterator[range]:
@@ -243,6 +296,9 @@ def scores(held_out: HeldOut) -> dict[str, float]:
             200, (*SQUARE, (400, 300)), ["person"], ["person"] * people, Task.KEYPOINT
         )
         rows |= keypoint_rows(f"keypoints of {people}", asked)
+        looked_again = held_out.ask_top_down(200, (*SQUARE, (400, 300)), ["person"] * people)
+        top_down = keypoint_rows(f"keypoints of {people}, top-down", looked_again)
+        rows |= {name: score for name, score in top_down.items() if name.endswith("PCK@0.1")}
     nobody = held_out.ask(100, SQUARE, ["person"], ("circle", "star"), Task.KEYPOINT)
     empty = [one.answer.complete and not one.answer.labels["person"].annotations for one in nobody]
     rows["keypoints of nobody, empty answer"] = float(np.mean(empty))

@@ -1,0 +1,114 @@
+"""Keypoints top-down: detect, look again at every instance on a crop, keep what is better
+supported."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from labeling_pipeline.annotations import (
+    Annotation,
+    Box,
+    Keypoint,
+    LabelAnswer,
+    State,
+    box_iou,
+)
+from labeling_pipeline.asking.groups import SETTLED
+from labeling_pipeline.asking.questions import Answered, Crop, Question, Sourced
+from labeling_pipeline.plan import Entry, Group
+from labeling_pipeline.tasks import Task
+
+CROP_MARGIN = 0.25
+"""What a crop shows around an instance, as a share of the instance's width and height."""
+
+_MIN_CROP_PX = 32
+_SAME_INSTANCE_IOU = 0.5
+_SAID_TWICE_IOU = 0.9
+
+
+def opening(entry: Entry, group: Group) -> tuple[Question, Question]:
+    """Keypoints and boxes of the whole image."""
+    return Question(entry.task, group.labels), Question(Task.DETECTION, group.labels)
+
+
+def crops(
+    entry: Entry, group: Group, answered: Sequence[Answered], image_size_px: tuple[int, int]
+) -> tuple[Question, ...]:
+    """One question for every instance."""
+    asked = [
+        Question(entry.task, (label,), crop_around(target.bbox, image_size_px))
+        for label in group.labels
+        for _, target in _targets(label, answered)
+        if target.bbox is not None
+    ]
+    return tuple(dict.fromkeys(asked))
+
+
+def crop_around(box: Box, image_size_px: tuple[int, int]) -> Crop:
+    """A box with its margin, inside the image and not too small to show anything."""
+
+    def span(low: float, high: float, size: int) -> tuple[int, int]:
+        margin = max(CROP_MARGIN * (high - low), (_MIN_CROP_PX - (high - low)) / 2)
+        return max(0, math.floor(low - margin)), min(size, math.ceil(high + margin))
+
+    width, height = image_size_px
+    x0, x1 = span(box[0], box[2], width)
+    y0, y1 = span(box[1], box[3], height)
+    return x0, y0, x1, y1
+
+
+def best_supported(entry: Entry, label: str, answered: Sequence[Answered]) -> Sourced:
+    """For every instance, the keypoints from the whole image or from its crop, whichever the
+    model was surer of; a detected instance without keypoints is kept as a box."""
+    whole, detected, *closer = answered
+    candidates = [
+        (index, annotation)
+        for index, one in ((0, whole), *enumerate(closer, 2))
+        if label in one.answer.labels
+        for annotation in one.answer.labels[label].annotations
+    ]
+    found: list[tuple[int, Annotation]] = []
+    for source, target in _targets(label, answered):
+        fitting = [
+            (index, candidate)
+            for index, candidate in candidates
+            if _iou(candidate, target) >= _SAME_INSTANCE_IOU
+        ]
+        bare = replace(target, keypoints=_unseen(entry))
+        best = max(fitting, key=lambda pair: _support(pair[1]), default=(source, bare))
+        if all(_iou(best[1], other) <= _SAID_TWICE_IOU for _, other in found):
+            found.append(best)
+    by_detection = detected.answer.labels[label]
+    state = by_detection.state
+    if found and state in SETTLED:
+        state = State.FOUND
+    return Sourced(
+        LabelAnswer(state, by_detection.presence, tuple(annotation for _, annotation in found)),
+        tuple(source for source, _ in found),
+    )
+
+
+def _targets(label: str, answered: Sequence[Answered]) -> list[tuple[int, Annotation]]:
+    """The instances to look at: detected ones, then those that only the keypoint answer names."""
+    targets = [(1, found) for found in answered[1].answer.labels[label].annotations]
+    targets += [
+        (0, found)
+        for found in answered[0].answer.labels[label].annotations
+        if all(_iou(found, other) < _SAME_INSTANCE_IOU for _, other in targets)
+    ]
+    return targets
+
+
+def _unseen(entry: Entry) -> tuple[Keypoint, ...]:
+    names = entry.skeleton.keypoints if entry.skeleton else ()
+    return tuple(Keypoint(name, None, None, None) for name in names)
+
+
+def _support(annotation: Annotation) -> float:
+    """Mean score of the keypoints; one without a place counts as 0."""
+    scores = [keypoint.score or 0.0 for keypoint in annotation.keypoints]
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def _iou(one: Annotation, two: Annotation) -> float:
+    return box_iou(one.bbox, two.bbox) if one.bbox and two.bbox else 0.0
