@@ -438,7 +438,7 @@ def test_a_package_that_is_missing_is_told_with_its_extra_before_any_weights_are
 def test_the_published_awq_weights_are_not_downloaded_without_what_they_need(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("labeling_pipeline.models.rex_omni_runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("labeling_pipeline.models.generation_runtime.find_spec", lambda name: None)
     asked = load_model("rex-omni-awq", CPU)
     with pytest.raises(MissingDependencyError, match=r"gptqmodel and accelerate.*\[awq\]"):
         asked.generate([detection(scene(0))])

@@ -58,7 +58,9 @@ BACKGROUND = len(KINDS)
 NO_LETTER = len(LETTERS)
 QUESTIONS = 2  # about each picture
 
-_PAGE_SHARE = 0.22
+_PAGE_SHARE = 0.27
+# Boxes are learned sooner than words.
+_BOXES_SHARE = 0.6
 _RESIZED_SHARE = 0.5
 _REPEATED_SHARE = 0.25
 _LENGTH_GROUPS = 3
@@ -192,8 +194,8 @@ def _place_word(
 
 
 def ask_scene(rng: np.random.Generator, picture: Picture) -> list[Question]:
-    """Two questions about objects: about all of them, and about words for them or single ones."""
-    first = _pick(rng, _ABOUT_ALL)
+    """Two questions about objects: words for them or single ones, and often boxes of them all."""
+    first = _pick(rng, _ABOUT_ALL if rng.random() < _BOXES_SHARE else _ABOUT_SOME)
     second = _pick(rng, _ABOUT_SOME)
     return [first(rng, picture), second(rng, picture)]
 
@@ -311,23 +313,23 @@ _read_text = _plain(Task.OCR, text_answer)
 _read_text_regions = _plain(Task.OCR_POLYGON, text_regions_answer)
 
 _ABOUT_ALL: dict[Ask, float] = {
-    _object_detection: 0.28,
-    _open_vocabulary: 0.42,
-    _plain(Task.REGION_PROPOSAL, proposal_answer): 0.12,
-    _plain(Task.DENSE_REGION_CAPTION, dense_caption_answer): 0.18,
+    _object_detection: 0.22,
+    _open_vocabulary: 0.44,
+    _plain(Task.REGION_PROPOSAL, proposal_answer): 0.09,
+    _plain(Task.DENSE_REGION_CAPTION, dense_caption_answer): 0.25,
 }
 _ABOUT_SOME: dict[Ask, float] = {
-    _plain(Task.CAPTION, caption): 0.18,
+    _plain(Task.CAPTION, caption): 0.19,
     _plain(Task.DETAILED_CAPTION, detailed_caption): 0.09,
     _plain(Task.MORE_DETAILED_CAPTION, more_detailed_caption): 0.09,
-    _grounding: 0.24,
-    _expression: 0.17,
-    _outline_of_region: 0.06,
-    _category_of_region: 0.06,
-    _description_of_region: 0.06,
+    _grounding: 0.19,
+    _expression: 0.13,
+    _outline_of_region: 0.09,
+    _category_of_region: 0.09,
+    _description_of_region: 0.09,
     # Nothing is written on a scene: the answer is empty.
-    _read_text: 0.025,
-    _read_text_regions: 0.025,
+    _read_text: 0.02,
+    _read_text_regions: 0.02,
 }
 _ABOUT_PAGE: dict[Ask, float] = {_read_text: 0.45, _read_text_regions: 0.55}
 _ABOUT_WORDS: dict[Ask, float] = {
