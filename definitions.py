@@ -46,8 +46,12 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
     )
 
 
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What the environment asks for; built when Dagster loads it, so that others can import us."""
+    environment = Environment.read(REPOSITORY)
+    return build_definitions(load_plan(environment.plan), environment)
+
+
 # Single-run backfills are in beta; what we need of them is tested here.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
-
-_environment = Environment.read(REPOSITORY)
-defs = build_definitions(load_plan(_environment.plan), _environment)

@@ -24,12 +24,13 @@ class LabelingConfig(dg.Config):
 
 def build_annotation_asset(plan: Plan, entry: Entry) -> dg.AssetsDefinition:
     """The asset of one entry."""
+    source = plan.source_of(entry)
 
     @dg.asset(
         name=entry.asset,
         partitions_def=CLASSES,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        deps=[CLEAN_IMAGES],
+        deps=[CLEAN_IMAGES, *([source.asset] if source else [])],
         pool=GPU_POOL,
         group_name="annotations",
         kinds={"pytorch", "duckdb"},

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 IMPORTS = {
     "import dagster": "import dagster",
-    "our definitions": "import definitions",
-    "definitions and torch": "import definitions, torch, transformers",
+    "our definitions": "import definitions; definitions.defs()",
+    "definitions and torch": "import definitions, torch, transformers; definitions.defs()",
 }
 
 

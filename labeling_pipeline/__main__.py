@@ -30,7 +30,7 @@ def sample(
     images_per_class: Annotated[int, typer.Option(min=1)] = 14,
     seed: int = 20,
 ) -> None:
-    """Write the sample dataset: nine classes, flawed files among them, ground truth beside it."""
+    """Write the sample dataset: ten classes, flawed files among them, ground truth beside it."""
     from labeling_pipeline.sample.dataset import write_sample
 
     summary = write_sample(folder, images_per_class, seed)

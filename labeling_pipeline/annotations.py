@@ -4,6 +4,7 @@ Coordinates everywhere: xyxy, absolute pixels of the EXIF-upright image, float, 
 y down.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -32,6 +33,25 @@ class State(StrEnum):
     DEGENERATE = "degenerate"
     UNSUPPORTED = "unsupported"
     FAILED = "failed"
+
+    @classmethod
+    def least_settled(cls, states: Iterable["State"]) -> "State":
+        """The state of a label that was asked in several parts of an image: it is only as settled
+        as its least settled part, and found if any part has it. There must be one state at least.
+        """
+        return min(states, key=_BY_WEIGHT.index)
+
+
+_BY_WEIGHT = (
+    State.FAILED,
+    State.DEGENERATE,
+    State.TRUNCATED,
+    State.UNPARSED,
+    State.UNSUPPORTED,
+    State.FOUND,
+    State.ABSENT,
+    State.NOT_MENTIONED,
+)
 
 
 class FinishReason(StrEnum):
@@ -104,7 +124,8 @@ class Generation:
     """One raw answer of a model, with all that is needed to parse it again without the model.
 
     tokens: the answer cut into the pieces it was generated in; joined they are the raw text.
-    token_logprobs: natural log-probability of each token, from raw logits.
+    token_logprobs: natural log-probability of each token, from raw logits; NaN where the answer was
+        not generated token by token.
     token_window_mass: for coordinate tokens, the probability mass within the window around the
         chosen bin; NaN elsewhere. All three have the same length.
     none_probs: P(None) at the first position after each box start, in order of appearance.

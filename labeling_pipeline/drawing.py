@@ -8,6 +8,7 @@ text are enlarged first, so the result may be larger than what came in.
 import functools
 import hashlib
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +26,12 @@ PALETTE: tuple[str, ...] = (
     *("#c62828", "#1565c0", "#2e7d32", "#6a1b9a", "#ad4e00", "#00707c"),
     *("#ad1457", "#4527a0", "#5d4037", "#37621e", "#01579b", "#8a5a00"),
 )
+CJK_FONT = Path(__file__).parent / "fonts" / "wqy-microhei-part.ttf"
+"""The Chinese and Japanese characters of the sample's documents, and Latin letters."""
+
 _LEAST_SIDE_PX = 640
 _BACKGROUND = (246, 247, 249)
-_INK = (36, 41, 47)
+_INK, _MUTED, _RULE = (36, 41, 47), (107, 114, 128), (214, 218, 224)
 
 
 def label_color(label: str) -> str:
@@ -41,7 +45,8 @@ def draw_annotations(
 ) -> np.ndarray:
     """Draw boxes, points, outlines, keypoints with their skeleton, and what they are.
 
-    Where text was read, it stands in the label's place. Text for the whole image stands below it.
+    Text that was read stands on a page of its own beside or below the picture, where it was read,
+    so that it hides nothing and the two are easily compared. Text for the whole image stands below.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -50,8 +55,8 @@ def draw_annotations(
         title: stands in a strip above the picture.
 
     Returns:
-        (height', width', 3) uint8 RGB: enlarged if the longer side is under 640 px, and taller by
-        the strips of title and text.
+        (height', width', 3) uint8 RGB: enlarged if the longer side is under 640 px, with the page
+        of texts if any has a place, and taller by the strips of title and of text for the image.
 
     Raises:
         ValueError: the image is not of that shape and type.
@@ -67,8 +72,12 @@ def draw_annotations(
     # Large boxes first: small ones stay visible on top.
     for annotation in sorted(annotations, key=_area, reverse=True):
         canvas = _draw_geometry(canvas, annotation, scale, thickness_px)
-    canvas = _draw_labels(canvas, annotations, scale, font_px)
+    named = [annotation for annotation in annotations if annotation.text is None]
+    canvas = _draw_labels(canvas, named, scale, font_px)
     canvas = np.ascontiguousarray(canvas[..., ::-1])
+    if any(a.text is not None and not _is_about_whole_image(a) for a in annotations):
+        beside = canvas.shape[0] >= canvas.shape[1]
+        canvas = np.concatenate([canvas, _text_page(canvas, annotations, scale)], axis=int(beside))
     if not annotations:
         canvas = _draw_note(canvas, "nothing found", font_px)
     for annotation in annotations:
@@ -152,18 +161,24 @@ def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
     write_if_changed(path, buffer.getvalue())
 
 
+def default_font() -> Path:
+    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and more."""
+    from matplotlib import get_data_path
+
+    return Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
 def font_files(text: str) -> list[tuple[str, str]]:
     """Return (family, file) of fonts that together have the characters of the text.
 
-    The first is DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and
-    more. Others come from the machine, where it has them; what no font has is drawn as a box.
+    The first is DejaVu Sans. Then comes the font of this package if it has all that is missing,
+    else one of the machine's, if any helps; what no font has is drawn as a box.
     """
-    from matplotlib import get_data_path
-
-    default = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    chosen = [("DejaVu Sans", str(default))]
-    missing = {ord(c) for c in text if c.isprintable()} - _characters(str(default))
-    if missing:
+    chosen = [("DejaVu Sans", str(default_font()))]
+    missing = {ord(c) for c in text if c.isprintable()} - _characters(chosen[0][1])
+    if missing and missing <= _characters(str(CJK_FONT)):
+        chosen.append(("WenQuanYi Micro Hei Part", str(CJK_FONT)))
+    elif missing:
         found = _system_font(frozenset(missing))
         chosen += [found] if found else []
     return chosen
@@ -231,8 +246,7 @@ def _area(annotation: Annotation) -> float:
 
 
 def _text_of(annotation: Annotation) -> str:
-    label = annotation.label if annotation.text is None else annotation.text
-    label = label if len(label) <= 40 else f"{label[:39]}…"
+    label = annotation.label if len(annotation.label) <= 40 else f"{annotation.label[:39]}…"
     return label if annotation.score is None else f"{label} {annotation.score:.2f}"
 
 
@@ -321,6 +335,47 @@ def _draw_labels(
         class_id=np.array([PALETTE.index(label_color(a.label)) for a in labelled]),
     )
     return np.asarray(annotator.annotate(canvas, detections, labels=texts))
+
+
+def _text_page(canvas: np.ndarray, annotations: Sequence[Annotation], scale: float) -> np.ndarray:
+    """A page of the canvas's size with every text in its place, as large as its box allows, and
+    its score in small print above its end."""
+    page = Image.new("RGB", (canvas.shape[1], canvas.shape[0]), _BACKGROUND)
+    for annotation in annotations:
+        if annotation.text is None or annotation.bbox is None:
+            continue
+        corners = _text_corners(annotation, scale)
+        along, down = corners[1] - corners[0], corners[3] - corners[0]
+        width, height = float(np.hypot(*along)), float(np.hypot(*down))
+        font = _font(annotation.text, max(6, round(0.8 * height)))
+        if (length := font.getlength(annotation.text)) > width:
+            font = font.font_variant(size=max(6, int(font.size * width / length)))
+        small = _font("0", max(9, round(canvas.shape[0] / 60)))
+        score = "" if annotation.score is None else f"{annotation.score:.2f}"
+        # Upright on a layer with room for the score, then turned as the text is.
+        size = (max(1, round(width)), max(1, round(height + 2 * small.size)))
+        layer = Image.new("RGBA", size)
+        draw = ImageDraw.Draw(layer)
+        middle = (size[0] / 2, size[1] / 2)
+        draw.rectangle((0, small.size, size[0] - 1, small.size + height), outline=_RULE)
+        draw.text(middle, annotation.text, font=font, fill=_INK, anchor="mm")
+        draw.text((size[0], small.size - 1), score, font=small, fill=_MUTED, anchor="rs")
+        angle_deg = math.degrees(math.atan2(along[1], along[0]))
+        layer = layer.rotate(-angle_deg, Image.Resampling.BICUBIC, expand=True)
+        x, y = corners.mean(axis=0)
+        page.paste(layer, (round(x - layer.width / 2), round(y - layer.height / 2)), layer)
+    return np.asarray(page)
+
+
+def _text_corners(annotation: Annotation, scale: float) -> np.ndarray:
+    """(4, 2) float, pixels of the canvas: clockwise from the top left of the text."""
+    if len(annotation.polygon) == 4:
+        return np.asarray(annotation.polygon, dtype=float) * scale
+    x0, y0, x1, y1 = (scale * value for value in annotation.bbox or (0.0,) * 4)
+    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    # Text in a tall box runs from top to bottom, if it is more than a character.
+    runs_down = y1 - y0 >= 1.5 * (x1 - x0) and len(annotation.text or "") > 1
+    return np.roll(corners, -1, axis=0) if runs_down else corners
 
 
 def _place(box: np.ndarray, size: np.ndarray, frame: np.ndarray, taken: np.ndarray) -> np.ndarray:

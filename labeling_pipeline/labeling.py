@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from labeling_pipeline.annotations import Generation, State
-from labeling_pipeline.asking.questions import Answered, Conclusion, Question
+from labeling_pipeline.annotations import Box, Generation, State
+from labeling_pipeline.asking.questions import Answered, Conclusion, Question, Region
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
@@ -29,7 +29,7 @@ from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import class_standing, due_images
+from labeling_pipeline.store.ledger import class_standing, current_regions, due_images
 from labeling_pipeline.tasks import RULES, Request, Task
 
 Progress = Callable[[int, int], None]
@@ -115,7 +115,8 @@ def label_class(
             "materialize raw_images to register new folders"
         )
     model = load_model(plan.model_of(entry), plan.runtime)
-    requests = entry_requests(entry, classes, model)
+    source = plan.source_of(entry)
+    requests = entry_requests(entry, classes, model, source)
     label = entry.label_for(classes[class_slug])
     summary = ClassSummary(entry.name, class_slug, label, model.model_key)
     if not entry.covers(classes[class_slug]):
@@ -126,6 +127,13 @@ def label_class(
         _record_unsupported(store, model, summary, requests.unsupported[class_slug], run_id)
     else:
         loop = _Loop(store, model, entry, group, Path(image_root), run_id, summary)
+        if source is not None:
+            loop.regions = _regions(store, plan, source, classes[class_slug])
+            waiting = _images_of(store, class_slug) - loop.regions.keys()
+            if waiting:
+                summary.notes = (
+                    f"{len(waiting)} images wait for {source.asset}: materialize it first",
+                )
         loop.run(force, progress)
         if summary.states[State.FAILED] == summary.due > 0:
             path, error = next(iter(summary.errors.items()))
@@ -142,6 +150,26 @@ def label_class(
     return summary
 
 
+def _regions(
+    store: AnnotationStore, plan: Plan, source: Entry, display_name: str
+) -> dict[str, tuple[Region, ...]]:
+    """image_id -> what an entry found for a class, on every image that it was asked of."""
+    rows = current_regions(
+        store, model_keys(plan), source.name, source.label_for(display_name), source.threshold
+    ).to_pylist()
+    regions: dict[str, list[Region]] = {row["image_id"]: [] for row in rows}
+    for row in rows:
+        if row["annotation_id"] is not None:
+            box = (row["x0_px"], row["y0_px"], row["x1_px"], row["y1_px"])
+            regions[row["image_id"]].append(Region(row["annotation_id"], box))
+    return {image_id: tuple(found) for image_id, found in regions.items()}
+
+
+def _images_of(store: AnnotationStore, class_slug: str) -> set[str]:
+    rows = store.query("SELECT image_id FROM class_images WHERE class = ?", (class_slug,))
+    return set(rows["image_id"].to_pylist())
+
+
 def _record_unsupported(
     store: AnnotationStore,
     model: Model,
@@ -151,8 +179,7 @@ def _record_unsupported(
 ) -> None:
     """Settle every image of a class whose label must not be asked, without asking."""
     label, reason = unsupported
-    request_hash = hashlib.sha256(json.dumps([summary.entry, label, reason]).encode()).hexdigest()
-    request_hash = request_hash[:16]
+    request_hash = _short_hash([summary.entry, label, reason])
     due = due_images(
         store,
         entry=summary.entry,
@@ -231,6 +258,7 @@ class _Loop:
         self.image_root = image_root
         self.run_id = run_id
         self.summary = summary
+        self.regions: dict[str, tuple[Region, ...]] | None = None
         self._model_is_known = False
 
     def run(self, force: bool, progress: Progress) -> None:
@@ -239,11 +267,11 @@ class _Loop:
             entry=self.entry.name,
             class_slug=self.summary.class_slug,
             model_key=self.model.model_key,
-            request_hash=self.group.request_hash,
+            request_hash=self._request_hashes(),
             force=force,
         ).to_pylist()
         self.summary.due = len(due)
-        images = self._settle_without_references([self._image(item) for item in due])
+        images = self._settle_unasked([self._image(item) for item in due])
         progress(0, len(images))
         if not images:
             return
@@ -265,31 +293,45 @@ class _Loop:
             finally:
                 readers.shutdown(cancel_futures=True)
 
+    def _request_hashes(self) -> str | dict[str, str]:
+        """Of the prompt; or image_id -> that of the prompt about what was found on the image."""
+        if self.regions is None:
+            return self.group.request_hash
+        return {
+            image_id: _short_hash([self.group.request_hash, [region.box for region in found]])
+            for image_id, found in self.regions.items()
+        }
+
     def _image(self, item: dict) -> _Image:
         asked = Asked(
             item["image_id"],
             item["attempt"],
             self.entry.name,
             self.model.model_key,
-            self.group.request_hash,
+            item["request_hash"],
             self.run_id,
         )
         return _Image(item, asked)
 
-    def _settle_without_references(self, images: list[_Image]) -> list[_Image]:
-        """Some tasks can ask nothing of an image that has no reference boxes."""
-        if not RULES[self.entry.task].needs_references:
-            return images
-        bare = [image for image in images if image.path not in self.entry.references]
-        reason = "no reference boxes: give some for this image under `references` in the plan"
+    def _settle_unasked(self, images: list[_Image]) -> list[_Image]:
+        """Settle the images of which nothing can be asked; returns the others."""
+        if RULES[self.entry.task].needs_references and not self.entry.regions:
+            has_question = [image.path in self.entry.references for image in images]
+            state = State.UNSUPPORTED
+            reason = "no reference boxes: give some for this image under `references` in the plan"
+        else:
+            # No region was found, so there is nothing to look at.
+            has_question = [bool(self._first(image)) for image in images]
+            state, reason = State.ABSENT, None
+        bare = [image for image, has in zip(images, has_question, strict=True) if not has]
         rows = [
-            image.asked.outcome(slug, label, State.UNSUPPORTED, error=reason)
+            image.asked.outcome(slug, label, state, error=reason)
             for image in bare
             for slug, label in self.group.classes.items()
         ]
-        self.summary.states[State.UNSUPPORTED] += len(bare)
+        self.summary.states.update([state] * len(bare))
         _write_unasked(self.store, self.model, rows)
-        return [image for image in images if image.path in self.entry.references]
+        return [image for image, has in zip(images, has_question, strict=True) if has]
 
     def _read_ahead(self, images: Sequence[_Image], readers: Executor) -> Iterator[list[_Prepared]]:
         """Batches, read, decoded and made ready for the model while it works on earlier ones."""
@@ -302,7 +344,8 @@ class _Loop:
             yield [future.result() for future in futures]
 
     def _first(self, image: _Image) -> tuple[Question, ...]:
-        return first_questions(self.entry, self.group, image.size_px)
+        found = (self.regions or {}).get(image.asked.image_id, ())
+        return first_questions(self.entry, self.group, image.size_px, found)
 
     def _batches(self, images: Sequence[_Image]) -> Iterator[list[_Image]]:
         """Images of like size, as many at once as the model takes just now."""
@@ -338,7 +381,7 @@ class _Loop:
                     question.task,
                     question.labels,
                     self.entry.skeleton if question.task is Task.KEYPOINT else None,
-                    self.entry.references.get(image.path, ()),
+                    self._references(image, question),
                 )
                 prepared.prepared.append(self.model.prepare(request))
                 prepared.sizes_px.append(request.size_px)
@@ -347,6 +390,12 @@ class _Loop:
         except Exception as error:  # whatever one image does to a decoder or a processor
             image.error = error
         return prepared
+
+    def _references(self, image: _Image, question: Question) -> tuple[Box, ...]:
+        """The boxes that a question about the whole image is about."""
+        if question.region is not None and question.crop_px is None:
+            return (question.region.box,)
+        return self.entry.references.get(image.path, ())
 
     def _answer(self, batch: Sequence[_Prepared]) -> None:
         """Ask what was prepared and read the answers; what fails is noted on the image."""
@@ -453,6 +502,10 @@ class _Loop:
         self.summary.generations += len(image.generations)
         self.summary.tokens += sum(len(answer.tokens) for answer in image.generations)
         self.summary.dropped += len(conclusion.dropped)
+
+
+def _short_hash(identity: list) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def ask(model: Model, prepared: Sequence[Any]) -> list[Generation | Exception]:

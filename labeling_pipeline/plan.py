@@ -30,8 +30,8 @@ from labeling_pipeline.errors import PlanError
 from labeling_pipeline.images.cleaning import CleaningRules
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
-from labeling_pipeline.models.registry import EMBEDDED, find_card, require_task
-from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Skeleton, Task
+from labeling_pipeline.models.registry import EMBEDDED, find_card, model_for, require_task
+from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Geometry, Skeleton, Task
 
 EVERY_CLASS = "*"
 """Key of ``ask`` that stands for every class without a key of its own."""
@@ -72,12 +72,17 @@ class Entry(BaseModel):
     tiles: Tiling | None = Field(
         None, description="ask large images also tile by tile, for what is small in them"
     )
+    regions: str | None = Field(
+        None, description="an earlier entry: ask about each box that it found, on a crop"
+    )
     references: dict[str, tuple[Box, ...]] = Field(
         default_factory=dict,
         description="image path -> reference boxes in pixels, for tasks that need them",
     )
     distractors: tuple[str, ...] = ()
-    group_size: Annotated[int, Field(ge=1)] = 8
+    # Measured, see benchmarks/grouping.py: most of the speed is gained by five, and company of any
+    # size keeps the model from seeing what is not there.
+    group_size: Annotated[int, Field(ge=1)] = 5
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
@@ -116,7 +121,8 @@ class Entry(BaseModel):
     @property
     def labels_per_prompt(self) -> int:
         """At most so many labels share a prompt."""
-        return min(self.group_size, RULES[self.task].labels_per_prompt or self.group_size)
+        at_most = 1 if self.regions else RULES[self.task].labels_per_prompt
+        return min(self.group_size, at_most or self.group_size)
 
     def covers(self, display_name: str) -> bool:
         """Whether a class is labeled by this entry."""
@@ -159,6 +165,8 @@ class Plan(BaseModel):
         names = [entry.name for entry in entries]
         if len(set(names)) < len(names):
             raise ValueError(f"expected every entry to have a name of its own, got {names}")
+        for number, entry in enumerate(entries):
+            _check_regions(entry, entries[:number], f"expected entries[{number}].regions")
         return entries
 
     @model_validator(mode="after")
@@ -188,9 +196,18 @@ class Plan(BaseModel):
         known = ", ".join(entry.name for entry in self.entries)
         raise PlanError(f"{self.source}: no entry is called {name!r}; there are: {known}")
 
+    def source_of(self, entry: Entry) -> Entry | None:
+        """The entry whose regions another one looks at."""
+        return self.entry(entry.regions) if entry.regions else None
+
     def model_of(self, entry: Entry) -> str:
-        """Name of the model that an entry asks."""
-        return entry.model or self.model
+        """Name of the model that an entry asks: its own, else the plan's if that can do the task,
+        else the task's default.
+
+        Raises:
+            ConfigurationError: the plan's model does not exist.
+        """
+        return entry.model or model_for(entry.task, self.model)
 
     def action_entry(self) -> Entry | None:
         """The entry whose keypoints tell actions apart, if the plan has one."""
@@ -218,6 +235,20 @@ class Plan(BaseModel):
         for entry in self.entries:
             for task in entry.tasks:
                 require_task(find_card(self.model_of(entry)), task)
+
+
+def _check_regions(entry: Entry, earlier: Sequence[Entry], expected: str) -> None:
+    if entry.regions is None:
+        return
+    if entry.top_down or entry.tiles or entry.task is Task.VISUAL_PROMPTING:
+        raise ValueError(f"{expected} without top_down, tiles or references, got both: drop one")
+    without_boxes = (Geometry.POINT, Geometry.NONE)
+    boxed = [one.name for one in earlier if RULES[one.task].geometry not in without_boxes]
+    if entry.regions not in boxed:
+        raise ValueError(
+            f"{expected} to be an earlier entry that yields boxes "
+            f"({', '.join(boxed) or 'there is none'}), got {entry.regions!r}"
+        )
 
 
 def load_plan(path: Path) -> Plan:
@@ -351,11 +382,15 @@ class EntryRequests:
         return next((group for group in self.groups if class_slug in group.classes), None)
 
 
-def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> EntryRequests:
+def entry_requests(
+    entry: Entry, classes: Mapping[str, str], model: Model, source: Entry | None = None
+) -> EntryRequests:
     """Cut an entry's labels into groups.
 
     classes: slug -> display name of all classes, in order of registration. Classes that the entry
         names come first, in the entry's order, so that a new folder never moves a label.
+    source: the entry whose regions are looked at; classes that ask one label about regions of
+        different labels are asked apart.
     """
     covered = {slug: name for slug, name in classes.items() if entry.covers(name)}
     order = {name: i for i, name in enumerate(entry.classes or tuple(entry.ask))}
@@ -365,30 +400,36 @@ def entry_requests(entry: Entry, classes: Mapping[str, str], model: Model) -> En
     unsupported = {
         slug: (label, reason) for slug, label in label_of.items() if (reason := reasons[label])
     }
-    labels = list(dict.fromkeys(label_of.values()))
+    asked_of = {
+        slug: (label, source.label_for(covered[slug]) if source else None)
+        for slug, label in label_of.items()
+    }
+    units = list(dict.fromkeys(asked_of.values()))
     groups = []
-    for start in range(0, len(labels), entry.labels_per_prompt):
+    for start in range(0, len(units), entry.labels_per_prompt):
         stop = start + entry.labels_per_prompt
-        cut = [label for label in labels[start:stop] if not reasons[label]]
+        cut = [unit for unit in units[start:stop] if not reasons[unit[0]]]
         if not cut:
             continue
+        labels = tuple(dict.fromkeys(label for label, _ in cut))
         # A task that takes one label a prompt has no room for others beside it.
         alone = RULES[entry.task].labels_per_prompt == 1
         distractors = () if alone else dict.fromkeys(entry.distractors)
         extra = [
-            d for d in distractors if d not in cut and not model.why_unsupported(d, entry.task)
+            d for d in distractors if d not in labels and not model.why_unsupported(d, entry.task)
         ]
-        asked = (*cut, *extra)
+        asked = (*labels, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
-        references = [sorted(entry.references.items())] if entry.references else []
-        mode: list[Any] = ["top_down"] if entry.top_down else []
-        mode += [entry.tiles.model_dump()] if entry.tiles else []
-        identity = json.dumps([entry.name, entry.task, text, asked, *references, *mode])
+        identity: list[Any] = [entry.name, entry.task, text, asked]
+        identity += [sorted(entry.references.items())] if entry.references else []
+        identity += ["top_down"] if entry.top_down else []
+        identity += [entry.tiles.model_dump()] if entry.tiles else []
+        identity += [["regions", entry.regions, *cut]] if entry.regions else []
         groups.append(
             Group(
                 labels=asked,
-                classes={slug: label for slug, label in label_of.items() if label in cut},
-                request_hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
+                classes={slug: unit[0] for slug, unit in asked_of.items() if unit in cut},
+                request_hash=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
             )
         )
     return EntryRequests(tuple(groups), unsupported)

@@ -77,6 +77,7 @@ class Asked:
             "task": question.task,
             "labels": list(question.labels),
             "crop_px": list(question.crop_px) if question.crop_px else None,
+            "region": question.region.annotation_id if question.region else None,
             "prompt": answer.prompt,
             "raw_text": answer.raw_text,
             "tokens": list(answer.tokens),

@@ -50,7 +50,7 @@ class Geometry(StrEnum):
 
 class Asks(StrEnum):
     """What a label is to a task: the name of a thing to look for, a phrase about things, or the
-    unit of the answer, which is looked for in no vocabulary: a word, a caption, a region."""
+    unit of the answer: a word, a caption, a region."""
 
     NAME = "name"
     PHRASE = "phrase"

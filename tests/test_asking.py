@@ -14,10 +14,16 @@ from labeling_pipeline.annotations import (
     State,
 )
 from labeling_pipeline.asking.groups import smaller_groups
-from labeling_pipeline.asking.questions import Answered, Crop, Question, Sourced
+from labeling_pipeline.asking.questions import (
+    Answered,
+    Crop,
+    Question,
+    Region,
+    Sourced,
+    crop_around,
+)
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
 from labeling_pipeline.asking.tiling import put_together, tiles
-from labeling_pipeline.asking.top_down import crop_around
 from labeling_pipeline.plan import Entry, Group, Tiling
 from labeling_pipeline.tasks import PERSON, Task
 
@@ -410,6 +416,59 @@ def test_read_text_is_never_joined():
 def test_tiles_are_refused_where_they_make_no_sense(task: Task):
     with pytest.raises(ValueError, match=f"expected no tiles with {task}"):
         Entry(name="object", task=task, tiles=Tiling())
+
+
+# Regions of another entry
+
+CLOSER = Entry(name="pose", task=Task.KEYPOINT, regions="object")
+REGIONS = (Region("left", LEFT), Region("right", RIGHT))
+
+
+def test_every_region_is_asked_about_on_its_crop():
+    questions = first_questions(CLOSER, group("person"), SIZE, REGIONS)
+    assert questions == (
+        Question(Task.KEYPOINT, ("person",), (75, 50, 225, 350), REGIONS[0]),
+        Question(Task.KEYPOINT, ("person",), (375, 50, 525, 350), REGIONS[1]),
+    )
+    assert first_questions(CLOSER, group("person"), SIZE, ()) == ()
+
+
+def test_of_the_people_in_a_crop_the_one_that_the_region_is_about_counts():
+    questions = first_questions(CLOSER, group("person"), SIZE, REGIONS)
+    neighbour = person((190.0, 100.0, 225.0, 300.0), 0.9)
+    rounds = [
+        answered(questions[0], person=people(neighbour, person(LEFT, 0.7), presence=0.8)),
+        answered(questions[1], person=people(state="absent", presence=0.1)),
+    ]
+    assert second_questions(CLOSER, group("person"), rounds, SIZE) == ()
+    said_of = conclude(CLOSER, group("person"), rounds, SIZE).labels["person"]
+    assert [a.bbox for a in said_of.answer.annotations] == [LEFT]
+    assert (said_of.answer.state, said_of.answer.presence) == (State.FOUND, 0.8)
+    assert said_of.sources == (0,)
+
+
+def test_what_two_overlapping_regions_show_counts_once():
+    closer = Entry(name="wheel", task=Task.DETECTION, regions="object")
+    near = Region("near", (110.0, 100.0, 210.0, 300.0))
+    questions = first_questions(closer, group("wheel"), SIZE, (REGIONS[0], near))
+    wheel = (120.0, 250.0, 150.0, 290.0)
+    rounds = [answered(question, wheel=said("found", wheel)) for question in questions]
+    said_of = conclude(closer, group("wheel"), rounds, SIZE).labels["wheel"]
+    assert [a.bbox for a in said_of.answer.annotations] == [wheel]
+
+
+def test_what_has_no_place_of_its_own_gets_that_of_its_region():
+    closer = Entry(name="caption", task=Task.DETECTION, regions="object")
+    questions = first_questions(closer, group("caption"), SIZE, REGIONS)
+    rounds = [
+        answered(
+            question,
+            caption=LabelAnswer(State.FOUND, None, (Annotation("caption", text=text),)),
+        )
+        for question, text in zip(questions, ("a cat", "a dog"), strict=True)
+    ]
+    found = conclude(closer, group("caption"), rounds, SIZE).labels["caption"].answer.annotations
+    assert [(a.text, a.bbox) for a in found] == [("a cat", LEFT), ("a dog", RIGHT)]
 
 
 def test_what_is_read_off_a_crop_moves_with_it():

@@ -3,13 +3,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
+
+from definitions import build_definitions, defs
+from labeling_pipeline.home import Environment
+from labeling_pipeline.plan import parse_plan
+
 REPOSITORY = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "sklearn", "matplotlib", "supervision", "cv2")
 
 
 def test_loading_the_definitions_imports_nothing_heavy():
     code = (
-        "import json, sys, definitions; "
+        "import json, sys, definitions; definitions.defs(); "
         f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
     )
     output = subprocess.run(
@@ -19,18 +25,31 @@ def test_loading_the_definitions_imports_nothing_heavy():
 
 
 def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
-    from definitions import defs
-
-    keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
+    keys = {key.to_user_string() for key in defs().resolve_asset_graph().get_all_asset_keys()}
     assert keys == {
         "raw_images",
         "clean_images",
         "posture_annotations",
         "object_annotations",
+        "text_annotations",
         "visualizations",
         "class_exports",
         "action_predictions",
         "har_evaluation",
         "detection_evaluation",
         "annotation_report",
+    }
+
+
+def test_a_second_step_waits_for_the_first(tmp_path):
+    plan = parse_plan(
+        "entries:\n"
+        "  - {name: object, task: detection}\n"
+        "  - {name: pose, task: keypoint, regions: object}\n"
+    )
+    definitions = build_definitions(plan, Environment(tmp_path, Path("unused"), tmp_path))
+    node = definitions.resolve_asset_graph().get(dg.AssetKey("pose_annotations"))
+    assert {key.to_user_string() for key in node.parent_keys} == {
+        "clean_images",
+        "object_annotations",
     }

@@ -124,6 +124,57 @@ def test_a_picture_without_annotations_says_so():
     assert not drawn[:500].any()
 
 
+@pytest.mark.parametrize(
+    ("size_px", "page"),
+    [
+        pytest.param((800, 600), (slice(600, 1200), slice(0, 800)), id="below a wide picture"),
+        pytest.param((600, 800), (slice(0, 800), slice(600, 1200)), id="beside a tall picture"),
+    ],
+)
+def test_text_that_was_read_stands_on_a_page_of_its_own_where_it_was_read(size_px, page):
+    image = gray(*size_px)
+    box = (100, 200, 400, 240)
+    drawn = draw_annotations(image, [Annotation("word", box, text="Gate 7", score=0.5)])
+    height, width = drawn[page].shape[:2]
+    assert (width, height) == size_px
+    empty = draw_annotations(image, [Annotation("word", box, text="", score=None)])
+    where = np.argwhere(changed(drawn[page], empty[page]))
+    assert where[:, 0].min() > 180
+    assert where[:, 0].max() < 240
+    assert where[:, 1].min() > 100
+    assert where[:, 1].max() <= 400
+    # Nothing but the outline hides the picture.
+    assert not changed(image, drawn[: size_px[1], : size_px[0]])[204:236, 104:396].any()
+
+
+@pytest.mark.parametrize("text", ["Straße", "出口", "いらっしゃいませ", "出口 Gate 7"])
+def test_text_is_drawn_in_its_own_script(text):
+    """A character that no font has is an empty box, the same for every such character."""
+    box = (0, 100, 800, 180)
+    drawn, boxes = (
+        draw_annotations(gray(), [Annotation("word", box, text=t)])
+        for t in (text, "\U000e0fff" * len(text))
+    )
+    assert changed(drawn, boxes).sum() > 500
+
+
+def test_text_follows_its_outline_when_it_is_turned():
+    image = gray(600, 600)
+    upright = ((100, 100), (500, 100), (500, 160), (100, 160))
+    turned = ((160, 100), (160, 500), (100, 500), (100, 100))
+    pages = []
+    for corners in (upright, turned):
+        xs, ys = zip(*corners, strict=True)
+        box = (min(xs), min(ys), max(xs), max(ys))
+        annotation = Annotation("text line", box, polygon=corners, text="Mind the step")
+        pages.append(draw_annotations(image, [annotation])[:, 600:])
+    # Turned by a quarter, clockwise.
+    ink = [(page < 120).all(axis=2) for page in pages]
+    along, down = (np.argwhere(mask).std(axis=0) for mask in ink)
+    np.testing.assert_allclose(along, down[::-1], rtol=0.05)
+    assert along[1] > 5 * along[0]
+
+
 def test_a_title_stands_above_the_picture_and_covers_nothing():
     image = gray()
     boxes = [Annotation("x", (10, 10, 90, 90))]

@@ -64,7 +64,7 @@ def test_the_sample_folder_is_inventoried_and_cleaned(store: AnnotationStore, tm
     assert inventory.added == inventory.files.total == sample.files
     assert seen == [(i + 1, inventory.read) for i in range(inventory.read)]
     assert inventory.files.statuses["skipped"] == 3
-    assert len(inventory.classes_added) == 9
+    assert len(inventory.classes_added) == 10
 
     cleaning = clean(store, sample.image_root, RULES)
     assert cleaning.decoded == cleaning.images == inventory.read - 2

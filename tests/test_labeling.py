@@ -366,6 +366,72 @@ def test_keypoints_top_down_look_again_at_every_person_and_map_back(tmp_path: Pa
     ]
 
 
+# Entries in two steps
+
+
+def two_steps(tmp_path: Path, **classes: int) -> Project:
+    """Cats are detected, and where one is, its keypoints are asked for on a crop."""
+    script = {"boxes": {"cat": [[200, 200, 800, 800]]}}
+    project = folders(tmp_path, script, "task: detection, ask: {'*': cat}", **classes)
+    text = "{name: pose, task: keypoint, ask: {'*': cat}, regions: object}"
+    source = "{name: object, task: detection, ask: {'*': cat}}"
+    project.plan = parse_plan(f"model: {project.plan.model}\nentries:\n  - {source}\n  - {text}\n")
+    return project
+
+
+def pose(project: Project, slug: str) -> ClassSummary:
+    entry = project.plan.entry("pose")
+    return label_class(project.store, project.plan, entry, slug, project.root, "run-2")
+
+
+def test_an_entry_in_two_steps_looks_closely_at_what_another_entry_found(tmp_path: Path):
+    project = two_steps(tmp_path, cat=2)
+    early = pose(project, "cat")
+    assert (early.due, early.notes) == (
+        0,
+        ("2 images wait for object_annotations: materialize it first",),
+    )
+    project.label("cat")
+    summary = pose(project, "cat")
+    assert (summary.due, summary.generations, dict(summary.states)) == (2, 2, {"found": 2})
+    assert pose(project, "cat").due == 0
+    # Provenance of both steps: the box, and the keypoints that were asked for about it.
+    assert (
+        project.rows(
+            "SELECT r.entry AS source, a.entry, g.crop_px, len(a.keypoints) FROM annotations a "
+            "JOIN generations g ON g.generation_id = a.answered_in "
+            "JOIN annotations r ON r.annotation_id = g.region"
+        )
+        == [("object", "pose", [4, 3, 92, 69], 17)] * 2
+    )
+
+
+def test_images_on_which_nothing_was_found_are_absent_without_being_asked(tmp_path: Path):
+    project = two_steps(tmp_path, cat=1)
+    entry = project.plan.entry("object").model_copy(update={"threshold": 0.99})
+    project.plan = project.plan.model_copy(update={"entries": (entry, project.plan.entries[1])})
+    project.label("cat")
+    summary = pose(project, "cat")
+    assert (summary.generations, dict(summary.states)) == (0, {"absent": 1})
+    assert pose(project, "cat").due == 0
+
+
+def test_new_regions_make_the_second_step_due_again(tmp_path: Path):
+    project = two_steps(tmp_path, cat=2)
+    project.label("cat")
+    pose(project, "cat")
+    # The same boxes again ask for nothing; others do.
+    project.label("cat", force=True)
+    assert pose(project, "cat").due == 0
+    script = json.loads((tmp_path / "script.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(script | {"boxes": {"cat": [[0, 0, 500, 500]]}}))
+    source = project.plan.entry("object").model_copy(update={"model": f"scripted:{other}"})
+    project.plan = project.plan.model_copy(update={"entries": (source, project.plan.entries[1])})
+    project.label("cat")
+    assert pose(project, "cat").due == 2
+
+
 def test_a_large_image_is_asked_tile_by_tile_and_its_things_count_once(tmp_path: Path):
     # Wherever it is asked, the model sees a cat in the middle of what it is shown.
     script = {"boxes": {"cat": [[400, 400, 599, 599]]}}

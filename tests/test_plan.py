@@ -96,6 +96,22 @@ def test_another_model_from_outside_is_asked_by_every_entry():
     assert (plan.runtime.device, plan.runtime.batch_size) == ("cuda", 2)
 
 
+def test_an_entry_that_reads_text_needs_to_name_no_model():
+    plan = parse_plan(
+        "entries:\n- {name: text, task: ocr_box}\n- {name: object, task: detection}\n"
+    )
+    assert [plan.model_of(e) for e in plan.entries] == ["rapidocr", EMBEDDED]
+    plan.check_models()
+    outside = plan.with_model("rex-omni")
+    assert {outside.model_of(e) for e in outside.entries} == {"rex-omni"}
+
+
+def test_a_model_that_only_reads_text_is_refused_for_anything_else():
+    plan = parse_plan("entries: [{name: a, task: detection, model: rapidocr}]")
+    with pytest.raises(ConfigurationError, match=r"rapidocr cannot do detection.*rex-omni"):
+        plan.check_models()
+
+
 @pytest.mark.parametrize("path", PLANS, ids=[path.stem for path in PLANS])
 def test_every_plan_that_is_shipped_is_valid_and_names_models_that_exist(path: Path):
     plan = load_plan(path)
@@ -259,6 +275,32 @@ def test_every_mistake_is_told_not_only_the_first():
             "actions: {entry: a}\nentries: [{name: a, task: detection}]",
             r"plan.yaml:\d: expected actions.entry to be a keypoint entry .*, got 'a'",
             id="actions of an entry without keypoints",
+        ),
+        pytest.param(
+            "entries:\n  - {name: a, task: detection, tiles: {side: 3}}",
+            r"plan.yaml:2: entries\[0\].tiles.side: expected one of the keys size_px, overlap, got",
+            id="a tile that is unknown",
+        ),
+        pytest.param(
+            "entries:\n  - {name: a, task: detection, top_down: true}",
+            r"plan.yaml:2: entries\[0\]: expected top_down only with task keypoint",
+            id="top-down without keypoints",
+        ),
+        pytest.param(
+            "entries:\n  - {name: a, task: keypoint, regions: b}\n  - {name: b, task: detection}",
+            r"plan.yaml:1: entries: expected entries\[0\].regions to be an earlier entry",
+            id="regions of a later entry",
+        ),
+        pytest.param(
+            "entries:\n  - {name: b, task: pointing}\n  - {name: a, task: keypoint, regions: b}",
+            r"plan.yaml:1: entries: expected entries\[1\].regions .*there is none.*got 'b'",
+            id="regions of points",
+        ),
+        pytest.param(
+            "entries:\n  - {name: b, task: detection}\n"
+            "  - {name: a, task: keypoint, regions: b, top_down: true}",
+            r"plan.yaml:1: entries: expected entries\[1\].regions without top_down",
+            id="regions and top-down",
         ),
     ],
 )

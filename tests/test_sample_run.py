@@ -1,8 +1,10 @@
 """The path of a newcomer: the sample dataset through the embedded checkpoint, twice."""
 
+import json
 import os
 import subprocess
 import sys
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.reporting import evaluate_entries, evaluate_stored_actions
-from labeling_pipeline.sample.dataset import write_sample
+from labeling_pipeline.sample.dataset import DOCUMENTS, write_sample
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 REPOSITORY = Path(__file__).parent.parent
@@ -51,9 +53,43 @@ def store(labeled):
 
 def test_boxes_agree_with_the_ground_truth(store, dataset):
     evaluation = evaluate_entries(store, load_plan(PLAN), dataset.image_root)["object"]
-    accepted = report_files(store).statuses["accepted"]
+    accepted = report_files(store).statuses["accepted"] - len(list(pages(dataset)))
     assert len(evaluation.boxes.judged_images) == accepted >= 9 * 12
     assert evaluation.boxes.overall.f1 >= 0.90
+
+
+def test_the_pages_are_read_line_by_line_and_nothing_else_is(store, dataset):
+    truth = json.loads(dataset.ground_truth.read_bytes())
+    rows = store.query(
+        """
+        SELECT path, text FROM annotations JOIN class_images USING (image_id)
+        WHERE entry = 'text' AND score >= 0.5 ORDER BY path, position
+        """
+    ).to_pandas()
+    read = rows.groupby("path")["text"].apply("\n".join)
+    assert set(read.index) == set(pages(dataset))
+    errors = total = 0
+    for image in truth["images"]:
+        if image["file_name"] in read.index:
+            own = [a["text"] for a in truth["annotations"] if a["image_id"] == image["id"]]
+            true = "\n".join(own)
+            errors += edits(true, read[image["file_name"]])
+            total += len(true)
+    assert total > 500
+    assert errors / total < 0.03
+    evaluation = evaluate_entries(store, load_plan(PLAN), dataset.image_root)["text"]
+    assert evaluation.boxes.overall.f1 >= 0.95
+
+
+def pages(dataset) -> list[str]:
+    folder = dataset.image_root / DOCUMENTS
+    return [f"{DOCUMENTS}/{path.name}" for path in folder.iterdir()]
+
+
+def edits(one: str, two: str) -> int:
+    """Insertions, deletions and replacements that make one text the other, about."""
+    blocks = SequenceMatcher(None, one, two, autojunk=False).get_matching_blocks()
+    return max(len(one), len(two)) - sum(block.size for block in blocks)
 
 
 def test_postures_are_told_apart_by_their_keypoints(store):

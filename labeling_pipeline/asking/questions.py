@@ -1,21 +1,37 @@
 """Questions about one image, their answers, and what all of them come to."""
 
+import math
 from dataclasses import dataclass
 
-from labeling_pipeline.annotations import LabelAnswer, ParsedAnswer
+from labeling_pipeline.annotations import Box, LabelAnswer, ParsedAnswer
 from labeling_pipeline.tasks import Task
 
 Crop = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of the upright image, x1 and y1 exclusive."""
 
 
+CROP_MARGIN = 0.25
+"""What a crop shows around an instance, as a share of the instance's width and height."""
+
+_MIN_CROP_PX = 32
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box that another entry found, to be looked at closely. box: in pixels of the image."""
+
+    annotation_id: str
+    box: Box
+
+
 @dataclass(frozen=True)
 class Question:
-    """One prompt about an image, or about a part of it."""
+    """One prompt about an image, or about a part of it; about a region, where one is given."""
 
     task: Task
     labels: tuple[str, ...]
     crop_px: Crop | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -47,3 +63,16 @@ class Conclusion:
 
     labels: dict[str, Sourced]
     dropped: tuple[str, ...]
+
+
+def crop_around(box: Box, image_size_px: tuple[int, int]) -> Crop:
+    """A box with its margin, inside the image and not too small to show anything."""
+
+    def span(low: float, high: float, size: int) -> tuple[int, int]:
+        margin = max(CROP_MARGIN * (high - low), (_MIN_CROP_PX - (high - low)) / 2)
+        return max(0, math.floor(low - margin)), min(size, math.ceil(high + margin))
+
+    width, height = image_size_px
+    x0, x1 = span(box[0], box[2], width)
+    y0, y1 = span(box[1], box[3], height)
+    return x0, y0, x1, y1

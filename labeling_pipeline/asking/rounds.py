@@ -1,9 +1,9 @@
 """What is asked about one image, in at most two rounds, and how the answers make one.
 
-The first round is the group's prompt: about the whole image, and about each tile of a large one.
-The second is what its answers call for: labels whose answer went round in circles or was cut are
-asked again in smaller groups, and of ``top_down`` keypoints every instance is asked again on a
-crop. There is no third.
+The first round is the group's prompt: about the whole image, and about each tile of a large one, or
+about each of the regions that another entry found. The second is what its answers call for: labels
+whose answer went round in circles or was cut are asked again in smaller groups, and of ``top_down``
+keypoints every instance is asked again on a crop. There is no third.
 
 Pure functions of the entry and the answers, so that stored answers can be read again without a
 model.
@@ -11,20 +11,32 @@ model.
 
 from collections.abc import Sequence
 
-from labeling_pipeline.asking import tiling, top_down
+from labeling_pipeline.asking import regions, tiling, top_down
 from labeling_pipeline.asking.groups import best_settled, smaller_groups
-from labeling_pipeline.asking.questions import Answered, Conclusion, Crop, Question, Sourced
+from labeling_pipeline.asking.questions import (
+    Answered,
+    Conclusion,
+    Crop,
+    Question,
+    Region,
+    Sourced,
+)
 from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.tasks import RULES, Geometry
 
 
 def first_questions(
-    entry: Entry, group: Group, image_size_px: tuple[int, int]
+    entry: Entry,
+    group: Group,
+    image_size_px: tuple[int, int],
+    found: Sequence[Region] = (),
 ) -> tuple[Question, ...]:
-    """What is asked of every image; the group's own prompt comes first.
+    """What is asked of an image; the group's own prompt comes first.
 
-    image_size_px: (width, height).
+    image_size_px: (width, height). found: for an entry that looks at the regions of another.
     """
+    if entry.regions is not None:
+        return regions.questions(entry, group, found, image_size_px)
     if entry.top_down:
         return top_down.opening(entry, group)
     crops: list[Crop | None] = [None]
@@ -42,6 +54,8 @@ def second_questions(
 
     image_size_px: (width, height).
     """
+    if entry.regions is not None:
+        return ()
     if entry.top_down:
         return top_down.crops(entry, group, answered, image_size_px)
     return tuple(
@@ -59,6 +73,9 @@ def conclude(
     image_size_px: (width, height).
     """
     dropped = [what for one in answered for what in one.answer.dropped]
+    if entry.regions is not None:
+        said = {label: regions.put_together(entry, label, answered) for label in group.labels}
+        return Conclusion(said, tuple(dropped))
     if entry.top_down:
         said = {label: top_down.best_supported(entry, label, answered) for label in group.labels}
         return Conclusion(said, tuple(dropped))

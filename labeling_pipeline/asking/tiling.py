@@ -20,17 +20,6 @@ _PART_SHARE = 0.7
 _JOIN_IOU = 0.7
 _SEAM_SHARE = 0.01
 
-# The first of these that any tile ended in is the state of all: a label is only as settled as its
-# least settled tile.
-_BY_WEIGHT = (
-    State.DEGENERATE,
-    State.TRUNCATED,
-    State.UNPARSED,
-    State.FOUND,
-    State.ABSENT,
-    State.NOT_MENTIONED,
-)
-
 
 def tiles(image_size_px: tuple[int, int], tiling: Tiling) -> list[Crop]:
     """Crops that cover the image row by row, evenly spread; none where one would hold it all.
@@ -90,10 +79,9 @@ def put_together(
     else:
         can_join = RULES[task].geometry is Geometry.BOX and not RULES[task].reads_text
         kept, repeats = _without_repeats(found, can_join)
-    states = {said.answer.state for _, said in parts}
     presences = [p for _, said in parts if (p := said.answer.presence) is not None]
     answer = LabelAnswer(
-        next(state for state in _BY_WEIGHT if state in states),
+        State.least_settled(said.answer.state for _, said in parts),
         max(presences, default=None),
         tuple(one.annotation for one in kept),
     )

@@ -1,27 +1,21 @@
 """Keypoints top-down: detect, look again at every instance on a crop, keep what is better
 supported."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from labeling_pipeline.annotations import (
     Annotation,
-    Box,
     Keypoint,
     LabelAnswer,
     State,
     box_iou,
 )
 from labeling_pipeline.asking.groups import SETTLED
-from labeling_pipeline.asking.questions import Answered, Crop, Question, Sourced
+from labeling_pipeline.asking.questions import Answered, Question, Sourced, crop_around
 from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.tasks import Task
 
-CROP_MARGIN = 0.25
-"""What a crop shows around an instance, as a share of the instance's width and height."""
-
-_MIN_CROP_PX = 32
 _SAME_INSTANCE_IOU = 0.5
 _SAID_TWICE_IOU = 0.9
 
@@ -42,19 +36,6 @@ def crops(
         if target.bbox is not None
     ]
     return tuple(dict.fromkeys(asked))
-
-
-def crop_around(box: Box, image_size_px: tuple[int, int]) -> Crop:
-    """A box with its margin, inside the image and not too small to show anything."""
-
-    def span(low: float, high: float, size: int) -> tuple[int, int]:
-        margin = max(CROP_MARGIN * (high - low), (_MIN_CROP_PX - (high - low)) / 2)
-        return max(0, math.floor(low - margin)), min(size, math.ceil(high + margin))
-
-    width, height = image_size_px
-    x0, x1 = span(box[0], box[2], width)
-    y0, y1 = span(box[1], box[3], height)
-    return x0, y0, x1, y1
 
 
 def best_supported(entry: Entry, label: str, answered: Sequence[Answered]) -> Sourced:

@@ -370,12 +370,16 @@ def _note(axes: "Axes", text: str) -> None:
 
 def _with_fonts(figure: "Figure") -> "Figure":
     """Give every text fonts that have its characters: class names come in any script."""
+    from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
 
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     foreign = [text for text in texts if not text.get_text().isascii()]
     if foreign:
-        families = [name for name, _ in font_files("".join(text.get_text() for text in foreign))]
+        fonts = font_files("".join(text.get_text() for text in foreign))
+        for name, file in fonts:
+            if name not in fontManager.get_font_names():
+                fontManager.addfont(file)
         for text in foreign:
-            text.set_fontfamily(families)
+            text.set_fontfamily([name for name, _ in fonts])
     return figure

@@ -75,10 +75,13 @@ class ModelCard(BaseModel):
     def why_not_in_vocabulary(self, label: str, task: Task = Task.DETECTION) -> str | None:
         """Why this label must not be asked, with the fix; ``None`` if it may.
 
-        A phrase may be asked if it speaks of something in the vocabulary.
+        A phrase may be asked if it speaks of something in the vocabulary, and so may the unit that
+        is asked by default.
         """
         asks = RULES[task].asks
-        if self.vocabulary is None or asks is Asks.UNIT or label in self.vocabulary:
+        if self.vocabulary is None or label in self.vocabulary:
+            return None
+        if asks is Asks.UNIT and label == RULES[task].default_label:
             return None
         if asks is Asks.PHRASE and any(name in label for name in self.vocabulary):
             return None

@@ -87,7 +87,24 @@ _FLORENCE_2_CARDS = [
     for size, about in _FLORENCE_2_SIZES.items()
 ]
 
-_HUB_CARDS = {card.name: card for card in (_REX_OMNI, _REX_OMNI_AWQ, *_FLORENCE_2_CARDS)}
+_RAPIDOCR = ModelCard(
+    name="rapidocr",
+    adapter="labeling_pipeline.models.rapidocr:RapidOcr",
+    checkpoint="rapidocr",
+    revision="installed",
+    licence="Apache-2.0",
+    tasks=(Task.OCR_BOX, Task.OCR_POLYGON),
+    about="PP-OCR on ONNX Runtime, for the CPU: Chinese, Japanese and languages in Latin script",
+    vocabulary=("word", "text line"),
+    min_pixels=1,
+    max_pixels=2000 * 2000,
+    dtype="float32",
+)
+
+_CARDS = {card.name: card for card in (_REX_OMNI, _REX_OMNI_AWQ, *_FLORENCE_2_CARDS, _RAPIDOCR)}
+
+# Where the plan's model cannot do a task and the entry names none: what does it on any machine.
+_DEFAULTS = {Task.OCR_BOX: _RAPIDOCR.name, Task.OCR_POLYGON: _RAPIDOCR.name}
 
 # What config.json calls the architecture -> the card whose protocol a folder of it speaks.
 _FAMILIES = {"qwen2_5_vl": _REX_OMNI, "florence2": _FLORENCE_2}
@@ -95,7 +112,7 @@ _FAMILIES = {"qwen2_5_vl": _REX_OMNI, "florence2": _FLORENCE_2}
 
 def registered_names() -> tuple[str, ...]:
     """The names that can be used without a path."""
-    return (*_PACKAGED, *_HUB_CARDS)
+    return (*_PACKAGED, *_CARDS)
 
 
 @cache
@@ -124,7 +141,7 @@ def find_card(name: str) -> ModelCard:
         )
     if name in _PACKAGED:
         return _folder_card(_CHECKPOINTS / name, name)
-    for card in _HUB_CARDS.values():
+    for card in _CARDS.values():
         if name in (card.name, card.checkpoint):
             return card
     folder = Path(name).expanduser()
@@ -132,9 +149,23 @@ def find_card(name: str) -> ModelCard:
         return _folder_card(folder.resolve(), name)
     raise UnknownModelError(
         f"no model is called {name!r}: expected one of {', '.join(registered_names())}, a hub "
-        f"repository ({', '.join(card.checkpoint for card in _HUB_CARDS.values())}), or a folder "
+        f"repository ({', '.join(c.checkpoint for c in (_REX_OMNI, _REX_OMNI_AWQ))}), or a folder "
         "with a checkpoint"
     )
+
+
+def model_for(task: Task, preferred: str) -> str:
+    """Name of the model that does a task where an entry names none: the preferred one if it can,
+    else the task's default if there is one. What hardware there is plays no part: the same plan
+    means the same model everywhere.
+
+    Raises:
+        UnknownModelError, ConfigurationError: as ``find_card``, of the preferred one.
+    """
+    default = _DEFAULTS.get(task)
+    if default is None or task in find_card(preferred).tasks:
+        return preferred
+    return default
 
 
 def load_model(name: str, settings: ModelSettings) -> Model:

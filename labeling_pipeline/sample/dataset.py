@@ -1,12 +1,13 @@
-"""The sample dataset: drawn scenes in nine class folders, with exact ground truth.
+"""The sample dataset: drawn scenes in nine class folders and pages of text in a tenth, with exact
+ground truth.
 
 Between the good pictures lies what real folders hold: duplicates, photos in odd formats, damaged
 files, files that are no images. Everything follows from the seed; the first number of every seed
 sequence is 3, a namespace that no training picture comes from.
 
 Layout: ``images/<class>/...`` is the image root, ``ground_truth.json`` is COCO with an
-``action`` for each image, and a hidden marker file names what was written, so that a second run
-knows the folder for its own.
+``action`` for each image and the ``text`` of each text line, and a hidden marker file names what
+was written, so that a second run knows the folder for its own.
 """
 
 import io
@@ -21,6 +22,15 @@ from PIL import ExifTags, Image
 
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.sample.documents import (
+    CHINESE,
+    JAPANESE,
+    LATIN,
+    TEXT_LINE,
+    Page,
+    TextLine,
+    draw_page,
+)
 from labeling_pipeline.sample.scenes import POSTURES, SHAPES, Scene, SceneObject, draw_scene
 from labeling_pipeline.tasks import PERSON
 
@@ -33,7 +43,11 @@ _GENERATOR = "labeling_pipeline.sample.dataset"
 _SEED_NAMESPACE = 3
 _MIN_IMAGES_PER_CLASS = 3
 _CLASSES = (*POSTURES, *SHAPES)
-_CATEGORIES = ("person", *SHAPES)
+_CATEGORIES = ("person", *SHAPES, TEXT_LINE)
+_SUPERCATEGORIES = {"person": "person", TEXT_LINE: "text"}  # else: shape
+DOCUMENTS = "documents"
+# What the pages are written in, in turn.
+_LANGUAGES = (LATIN, CHINESE, JAPANESE, LATIN, (*CHINESE, *LATIN))
 _JPEG_QUALITY = 92
 
 _SIZES_PX = (
@@ -61,11 +75,11 @@ class SampleSummary:
 
 @dataclass(frozen=True)
 class _File:
-    """A file to be. `scene` is what a reader sees in it; None where it is no good picture."""
+    """A file to be. `picture` is what a reader sees in it; None where it is no good one."""
 
     path: str  # relative to the image root
     data: bytes
-    scene: Scene | None = None
+    picture: Scene | Page | None = None
 
     @property
     def action(self) -> str | None:
@@ -170,9 +184,17 @@ def _files(images_per_class: int, seed: int) -> Iterator[_File]:
             path = f"{class_name}/{class_name}_{number:03d}.jpg"
             pictures[path] = _File(path, _jpeg(scene.image), scene)
     yield from pictures.values()
+    yield from _pages(images_per_class, seed)
     yield from _duplicates(pictures, seed)
     yield from _odd_formats(seed)
     yield from _no_pictures(pictures)
+
+
+def _pages(count: int, seed: int) -> Iterator[_File]:
+    for number in range(count):
+        rng = _generator(seed, DOCUMENTS, number)
+        page = draw_page(rng, _LANGUAGES[number % len(_LANGUAGES)])
+        yield _File(f"{DOCUMENTS}/{DOCUMENTS}_{number:03d}.jpg", _jpeg(page.image), page)
 
 
 def _duplicates(pictures: dict[str, _File], seed: int) -> Iterator[_File]:
@@ -252,8 +274,8 @@ def _generator(seed: int, class_name: str, key: int | str) -> np.random.Generato
 
 
 def _drawn(file: _File) -> Scene:
-    assert file.scene is not None
-    return file.scene
+    assert isinstance(file.picture, Scene)
+    return file.picture
 
 
 def _resized(scene: Scene, factor: float) -> Scene:
@@ -329,9 +351,9 @@ def _ground_truth(files: Sequence[_File], seed: int) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for file in files:
-        if file.scene is None:
+        if file.picture is None:
             continue
-        height, width = file.scene.image.shape[:2]
+        height, width = file.picture.image.shape[:2]
         image_id = len(images) + 1
         images.append(
             {
@@ -342,13 +364,14 @@ def _ground_truth(files: Sequence[_File], seed: int) -> dict[str, Any]:
                 "action": file.action,
             }
         )
-        for thing in file.scene.objects:
+        picture = file.picture
+        for thing in picture.lines if isinstance(picture, Page) else picture.objects:
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": image_id, **_annotation(thing)}
             )
     return {
         "info": {
-            "description": "Drawn scenes with exact boxes, keypoints and postures",
+            "description": "Drawn scenes with boxes, keypoints and postures; pages with their text",
             "generator": _GENERATOR,
             "seed": seed,
         },
@@ -359,16 +382,19 @@ def _ground_truth(files: Sequence[_File], seed: int) -> dict[str, Any]:
     }
 
 
-def _annotation(thing: SceneObject) -> dict[str, Any]:
+def _annotation(thing: SceneObject | TextLine) -> dict[str, Any]:
     x0, y0, x1, y1 = (round(float(v), 2) for v in thing.bbox_px)
     width, height = round(x1 - x0, 2), round(y1 - y0, 2)
+    label = TEXT_LINE if isinstance(thing, TextLine) else thing.label
     annotation: dict[str, Any] = {
-        "category_id": _CATEGORIES.index(thing.label) + 1,
+        "category_id": _CATEGORIES.index(label) + 1,
         "bbox": [x0, y0, width, height],
         "area": round(width * height, 2),
         "iscrowd": 0,
     }
-    if thing.keypoints_px is not None:
+    if isinstance(thing, TextLine):
+        annotation["text"] = thing.text
+    elif thing.keypoints_px is not None:
         points = [(round(float(x), 2), round(float(y), 2), 2) for x, y in thing.keypoints_px]
         annotation["keypoints"] = [value for point in points for value in point]
         annotation["num_keypoints"] = len(points)
@@ -379,7 +405,7 @@ def _category(name: str) -> dict[str, Any]:
     category: dict[str, Any] = {
         "id": _CATEGORIES.index(name) + 1,
         "name": name,
-        "supercategory": "person" if name == "person" else "shape",
+        "supercategory": _SUPERCATEGORIES.get(name, "shape"),
     }
     if name == PERSON.name:
         category["keypoints"] = list(PERSON.keypoints)

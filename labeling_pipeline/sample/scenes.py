@@ -4,9 +4,9 @@ The sample dataset is drawn here, and so are the pictures that the tiny checkpoi
 and scored on. A tiny checkpoint knows nothing else, so a change to what is drawn asks for new
 checkpoints.
 
-Everything random comes from the generator that the caller passes. Three seed namespaces keep
-pictures apart, each the first number of a ``numpy.random.SeedSequence``: 1 is training, 2 is
-held-out scoring, 3 is the sample dataset.
+Everything random comes from the generator that the caller passes. Seed namespaces keep pictures
+apart, each the first number of a ``numpy.random.SeedSequence``: 1 is training, 2 is held-out
+scoring, 3 is the sample dataset, 4 and 5 are benchmarks; tests take others.
 
 Coordinates are pixels, x to the right and y down, with the origin at the top left corner of the
 top left pixel. "Left" in a keypoint's name is the person's own left. People face the viewer, so

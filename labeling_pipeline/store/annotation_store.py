@@ -25,6 +25,7 @@ MIGRATIONS: dict[int, str] = {
     1: """
     ALTER TABLE generations ADD COLUMN follows VARCHAR;
     ALTER TABLE generations ADD COLUMN crop_px INTEGER[];
+    ALTER TABLE generations ADD COLUMN region VARCHAR;
     ALTER TABLE annotations ADD COLUMN answered_in VARCHAR;
     UPDATE annotations SET answered_in = generation_id;
     """,

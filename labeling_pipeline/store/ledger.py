@@ -5,6 +5,7 @@ of Dagster.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -15,26 +16,34 @@ MAX_ATTEMPTS = 3
 """A failed outcome is asked again until this many attempts failed; then it is held."""
 
 _DUE = """
-WITH past AS (
+WITH asked AS ({asked}),
+past AS (
     SELECT
-        image_id,
-        max(attempt) AS attempts,
+        o.image_id,
+        max(o.attempt) AS attempts,
         count(*) FILTER (
-            class = $class AND request_hash = $request_hash AND state <> 'failed'
+            o.class = $1 AND o.request_hash = a.request_hash AND o.state <> 'failed'
         ) AS settled,
         count(*) FILTER (
-            class = $class AND request_hash = $request_hash AND state = 'failed'
+            o.class = $1 AND o.request_hash = a.request_hash AND o.state = 'failed'
         ) AS failed
-    FROM outcomes
-    WHERE entry = $entry AND model_key = $model_key
-    GROUP BY image_id
+    FROM outcomes o JOIN asked a USING (image_id)
+    WHERE o.entry = $2 AND o.model_key = $3
+    GROUP BY o.image_id
 )
-SELECT i.image_id, i.path, i.width_px, i.height_px, coalesce(p.attempts, 0) + 1 AS attempt
-FROM class_images i LEFT JOIN past p USING (image_id)
-WHERE i.class = $class
-  AND ($force OR (coalesce(p.settled, 0) = 0 AND coalesce(p.failed, 0) < $max_attempts))
+SELECT
+    i.image_id, i.path, i.width_px, i.height_px, a.request_hash,
+    coalesce(p.attempts, 0) + 1 AS attempt
+FROM class_images i JOIN asked a USING (image_id) LEFT JOIN past p USING (image_id)
+WHERE i.class = $1 AND (
+    {force} OR (coalesce(p.settled, 0) = 0 AND coalesce(p.failed, 0) < {max_attempts})
+)
 ORDER BY i.width_px::DOUBLE / i.height_px, i.width_px, i.path
 """
+_ALL_ALIKE = (
+    "SELECT DISTINCT image_id, $4::VARCHAR AS request_hash FROM class_images WHERE class = $1"
+)
+_EACH_ITS_OWN = "SELECT unnest($4::VARCHAR[]) AS image_id, unnest($5::VARCHAR[]) AS request_hash"
 
 
 def due_images(
@@ -43,23 +52,23 @@ def due_images(
     entry: str,
     class_slug: str,
     model_key: str,
-    request_hash: str,
+    request_hash: str | Mapping[str, str],
     force: bool = False,
 ) -> pa.Table:
     """Accepted images of a class that this prompt has not settled for this model key.
 
-    Returns columns image_id, path, width_px, height_px, attempt (number of the attempt to come),
-    in order of aspect and size, so that neighbours batch well.
+    request_hash: of the prompt; or image_id -> hash, where each image is asked something of its
+        own, and images outside the mapping are asked nothing.
+
+    Returns columns image_id, path, width_px, height_px, request_hash, attempt (number of the
+    attempt to come), in order of aspect and size.
     """
-    return store.query(
-        _DUE.replace("$force", "true" if force else "false")
-        .replace("$max_attempts", str(MAX_ATTEMPTS))
-        .replace("$class", "$1")
-        .replace("$request_hash", "$2")
-        .replace("$entry", "$3")
-        .replace("$model_key", "$4"),
-        (class_slug, request_hash, entry, model_key),
-    )
+    asked: str = _ALL_ALIKE
+    hashes: list[Any] = [request_hash]
+    if isinstance(request_hash, Mapping):
+        asked, hashes = _EACH_ITS_OWN, [list(request_hash), list(request_hash.values())]
+    sql = _DUE.format(asked=asked, force="true" if force else "false", max_attempts=MAX_ATTEMPTS)
+    return store.query(sql, (class_slug, entry, model_key, *hashes))
 
 
 _STANDING = """
@@ -154,6 +163,33 @@ def current_annotations(
     ORDER BY a.entry, h.class, h.path, a.position
     """
     return store.query(sql, (class_slug,) if class_slug else ()).to_pandas()
+
+
+def current_regions(
+    store: AnnotationStore, model_keys: Mapping[str, str], entry: str, label: str, threshold: float
+) -> pa.Table:
+    """The boxes that an entry found of a label, on every image that it was asked of.
+
+    Returns columns image_id, annotation_id, x0_px, y0_px, x1_px, y1_px; an image without boxes has
+    one row with NULL in all but the first.
+    """
+    sql = f"""
+    WITH current_keys AS ({_keys_sql(model_keys)}),
+    holding AS (
+        SELECT DISTINCT image_id, generation_id FROM ({_CURRENT_OUTCOMES} AND o.entry = $1)
+        WHERE label = $2 AND state <> 'failed'
+    ),
+    newest AS (
+        SELECT * FROM annotations
+        WHERE entry = $1 AND label = $2 AND x0_px IS NOT NULL
+        QUALIFY parser_version = max(parser_version) OVER (PARTITION BY generation_id)
+    )
+    SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px
+    FROM holding h LEFT JOIN newest a
+        ON a.generation_id = h.generation_id AND (a.score IS NULL OR a.score >= $3)
+    ORDER BY h.image_id, a.position
+    """
+    return store.query(sql, (entry, label, threshold))
 
 
 def _keys_sql(model_keys: Mapping[str, str]) -> str:

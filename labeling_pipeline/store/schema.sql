@@ -61,6 +61,7 @@ CREATE TABLE generations (
     task VARCHAR NOT NULL,
     labels VARCHAR[] NOT NULL,
     crop_px INTEGER[],                  -- x0, y0, x1, y1 of the part that was shown; NULL: all
+    region VARCHAR,                     -- the annotation that it is about, of another entry
     prompt VARCHAR NOT NULL,
     raw_text VARCHAR NOT NULL,
     tokens VARCHAR[] NOT NULL,

@@ -12,6 +12,7 @@ from labeling_pipeline.models.registry import (
     EMBEDDED,
     find_card,
     load_model,
+    model_for,
     registered_names,
     require_task,
 )
@@ -165,6 +166,22 @@ def test_a_task_the_model_cannot_do_names_the_models_that_can():
         require_task(card, Task.KEYPOINT)
 
 
+@pytest.mark.parametrize(
+    ("task", "preferred", "expected"),
+    [
+        pytest.param(Task.OCR_BOX, EMBEDDED, "rapidocr", id="it reads no text"),
+        pytest.param(Task.OCR_POLYGON, EMBEDDED, "rapidocr", id="nor outlines of text"),
+        pytest.param(Task.OCR_BOX, "rex-omni", "rex-omni", id="it can read"),
+        pytest.param(Task.DETECTION, EMBEDDED, EMBEDDED, id="it can detect"),
+        pytest.param(Task.DETECTION, "rapidocr", "rapidocr", id="it cannot, nor is there another"),
+    ],
+)
+def test_a_preferred_model_that_reads_no_text_makes_way_for_one_that_does(
+    task: Task, preferred: str, expected: str
+):
+    assert model_for(task, preferred) == expected
+
+
 def test_a_model_is_made_once_for_each_name_and_settings():
     model = load_model(EMBEDDED, ModelSettings())
     assert isinstance(model, RexOmni)
@@ -178,7 +195,8 @@ def test_naming_and_keying_a_model_imports_no_model_library():
         "from labeling_pipeline.models.cards import ModelSettings\n"
         "from labeling_pipeline.models.registry import EMBEDDED, load_model, registered_names\n"
         "assert all(load_model(n, ModelSettings()).model_key for n in registered_names())\n"
-        "print(sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+        "heavy = {'torch', 'transformers', 'rapidocr', 'onnxruntime', 'cv2'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -10,7 +10,8 @@ from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.images.cleaning import CleaningRules, inspect_image, judge, near_duplicates
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import scan
-from labeling_pipeline.sample.dataset import MARKER, SampleSummary, write_sample
+from labeling_pipeline.sample.dataset import DOCUMENTS, MARKER, SampleSummary, write_sample
+from labeling_pipeline.sample.documents import CHINESE, JAPANESE, LATIN, TEXT_LINE
 from labeling_pipeline.sample.scenes import POSTURES, SHAPES
 from labeling_pipeline.tasks import PERSON
 
@@ -36,8 +37,11 @@ def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_there_is_a_folder_for_each_posture_and_shape(sample: SampleSummary):
-    assert {path.name for path in sample.image_root.iterdir()} == {*POSTURES, *SHAPES}
+def test_there_is_a_folder_for_each_posture_and_shape_and_one_for_documents(
+    sample: SampleSummary,
+):
+    folders = {path.name for path in sample.image_root.iterdir()}
+    assert folders == {*POSTURES, *SHAPES, DOCUMENTS}
 
 
 def test_the_summary_counts_what_lies_there(sample: SampleSummary, truth: dict[str, Any]):
@@ -85,6 +89,10 @@ def test_each_folder_shows_what_it_is_called(truth: dict[str, Any]):
         if class_name in POSTURES:
             assert shown[image["id"]]["person"] == 1, image["file_name"]
             assert image["action"] == class_name
+        elif class_name == DOCUMENTS:
+            assert shown[image["id"]].keys() == {TEXT_LINE}
+            assert shown[image["id"]][TEXT_LINE] >= 4
+            assert image["action"] is None
         else:
             assert shown[image["id"]][class_name] >= 1, image["file_name"]
             assert shown[image["id"]]["person"] == 0
@@ -112,7 +120,15 @@ def test_the_person_category_names_its_skeleton_counted_from_one(truth: dict[str
     assert person["keypoints"] == list(PERSON.keypoints)
     assert np.array(person["skeleton"]).min() == 1
     assert np.array(person["skeleton"]).max() == 17
-    assert [c["name"] for c in truth["categories"]] == ["person", *SHAPES]
+    assert [c["name"] for c in truth["categories"]] == ["person", *SHAPES, TEXT_LINE]
+
+
+def test_text_lines_and_they_alone_say_what_is_written_there(truth: dict[str, Any]):
+    (text_line,) = [c["id"] for c in truth["categories"] if c["name"] == TEXT_LINE]
+    written = [a["text"] for a in truth["annotations"] if "text" in a]
+    assert len(written) == sum(a["category_id"] == text_line for a in truth["annotations"])
+    for texts in (LATIN, CHINESE, JAPANESE):
+        assert set(texts) & set(written)
 
 
 def test_cleaning_finds_exactly_the_odd_files(sample: SampleSummary):
@@ -217,7 +233,7 @@ def test_a_smaller_sample_takes_back_its_own_files_and_no_others(tmp_path: Path)
     write_sample(folder, images_per_class=4)
     (folder / "images/star/mine.jpg").write_bytes(b"mine")
     summary = write_sample(folder, images_per_class=3)
-    assert summary.removed == 9
+    assert summary.removed == 10
     assert not (folder / "images/star/star_003.jpg").exists()
     assert (folder / "images/star/mine.jpg").read_bytes() == b"mine"
 
