@@ -13,7 +13,7 @@ from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, find_card, load_model, registered_names
 from labeling_pipeline.recognition import score_labels
-from labeling_pipeline.tasks import Task
+from labeling_pipeline.tasks import RULES, Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console()
@@ -44,15 +44,15 @@ def sample(
 @app.command()
 def tasks() -> None:
     """Which model can do which task."""
-    table = Table("task", *registered_names(), title="What each model can do")
     cards = [find_card(name) for name in registered_names()]
+    able = Table("task", "what it yields", "models", title="What each model can do")
     for task in Task:
-        table.add_row(task, *("yes" if task in card.tasks else "–" for card in cards))
-    vocabulary = ["open" if c.vocabulary is None else ", ".join(c.vocabulary) for c in cards]
-    table.add_section()
-    table.add_row("vocabulary", *vocabulary)
-    table.add_row("licence", *(card.licence for card in cards))
-    console.print(table)
+        able.add_row(task, RULES[task].about, ", ".join(c.name for c in cards if task in c.tasks))
+    known = Table("model", "what it is", "vocabulary", "licence", title="What each model is")
+    for card in cards:
+        vocabulary = "open" if card.vocabulary is None else ", ".join(card.vocabulary)
+        known.add_row(card.name, card.about, vocabulary, card.licence)
+    console.print(able, known)
 
 
 @app.command()

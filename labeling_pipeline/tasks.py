@@ -133,16 +133,20 @@ RULES: dict[Task, TaskRule] = {
         Geometry.BOX, "boxes of whatever stands out, with descriptions", "region"
     ),
     Task.CAPTION: _unit_rule(Geometry.NONE, "what an image shows, in a sentence", "caption"),
-    Task.DETAILED_CAPTION: _unit_rule(Geometry.NONE, "the same in more detail", "caption"),
-    Task.MORE_DETAILED_CAPTION: _unit_rule(Geometry.NONE, "the same in a paragraph", "caption"),
+    Task.DETAILED_CAPTION: _unit_rule(
+        Geometry.NONE, "what an image shows, in more detail", "caption"
+    ),
+    Task.MORE_DETAILED_CAPTION: _unit_rule(
+        Geometry.NONE, "what an image shows, in a paragraph", "caption"
+    ),
     Task.GROUNDED_CAPTION: _unit_rule(
         Geometry.BOX, "a caption, and boxes of what its phrases speak of", "caption"
     ),
     Task.GROUNDED_DETAILED_CAPTION: _unit_rule(
-        Geometry.BOX, "the same with a detailed caption", "caption"
+        Geometry.BOX, "a detailed caption, and boxes of what its phrases speak of", "caption"
     ),
     Task.GROUNDED_MORE_DETAILED_CAPTION: _unit_rule(
-        Geometry.BOX, "the same with a paragraph", "caption"
+        Geometry.BOX, "a paragraph, and boxes of what its phrases speak of", "caption"
     ),
     Task.PHRASE_GROUNDING: TaskRule(
         Geometry.BOX,
