@@ -58,7 +58,7 @@ BACKGROUND = len(KINDS)
 NO_LETTER = len(LETTERS)
 QUESTIONS = 2  # about each picture
 
-_PAGE_SHARE = 0.27
+_PAGE_SHARE = 0.30
 # Boxes are learned sooner than words.
 _BOXES_SHARE = 0.6
 _RESIZED_SHARE = 0.5

@@ -15,6 +15,7 @@ from training.florence_2.data import BACKGROUND, LETTERS, NO_LETTER, Batch, Cell
 from training.florence_2.wording import KINDS
 
 _DECISION_WEIGHT = 3.0
+_LETTER_WEIGHT = 3.0
 _BACKGROUND_WEIGHT = 0.3
 _NO_LETTER_WEIGHT = 0.1
 
@@ -56,6 +57,7 @@ class Objective:
         self._heads = heads
         self._first = tokenizer.convert_tokens_to_ids("<loc_0>")
         self._start = tokenizer.convert_tokens_to_ids("<s>")
+        self._letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(LETTERS)))
 
     def __call__(self, batch: Batch, soft_bins: SoftBins) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize, and its parts and some accuracies by name."""
@@ -92,6 +94,7 @@ class Objective:
 
         words = ~is_location
         weight = torch.where(decides[words], _DECISION_WEIGHT, 1.0)
+        weight[torch.isin(wanted[words], self._letters)] = _LETTER_WEIGHT
         text = F.cross_entropy(logits[words], wanted[words], reduction="none")
         text = (text * weight).sum() / weight.sum()
 
