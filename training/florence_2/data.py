@@ -230,7 +230,10 @@ def _open_vocabulary(rng: np.random.Generator, picture: Picture) -> Question:
 
 
 def _grounding(rng: np.random.Generator, picture: Picture) -> Question:
-    """Phrases of a caption; some captions are partial, some name what is not there."""
+    """Phrases of a caption; some captions are partial, some name what is not there, also alone."""
+    absent = absent_shapes(picture)
+    if absent and rng.random() < 0.05:
+        return Question(prompt(Task.PHRASE_GROUNDING, [f"a {rng.choice(absent)}"]), "")
     if rng.random() < 0.35:
         says = list(CAPTIONS)[int(rng.integers(1, len(CAPTIONS)))]
         text, phrases = says(picture), CAPTIONS[says](picture)
@@ -240,7 +243,6 @@ def _grounding(rng: np.random.Generator, picture: Picture) -> Question:
             kept = [phrase for phrase in phrases if rng.random() < 0.55]
             phrases = kept or phrases[:1]
         texts = [phrase.text for phrase in phrases]
-        absent = [s for s in SHAPES if not any(o.label == s for o in picture.objects)]
         if absent and rng.random() < 0.2:
             texts.insert(int(rng.integers(len(texts) + 1)), f"a {rng.choice(absent)}")
         text = listing(texts)
@@ -248,19 +250,25 @@ def _grounding(rng: np.random.Generator, picture: Picture) -> Question:
 
 
 def _expression(rng: np.random.Generator, picture: Picture) -> Question:
-    """The outlines of the shapes that a phrase names; without shapes, a caption."""
+    """The outlines of the shapes that a phrase names; at times there are none."""
+    absent = absent_shapes(picture)
     phrases = [
         phrase
         for phrase in caption_phrases(picture)
         if phrase.objects[0].label in SHAPES and len(phrase.objects) <= 3
     ]
-    if not phrases:
-        return Question(prompt(Task.CAPTION, ()), caption(picture))
+    if not phrases or (absent and rng.random() < 0.2):
+        return Question(prompt(Task.REFERRING_SEGMENTATION, [f"a {rng.choice(absent)}"]), "")
     phrase: Phrase = phrases[int(rng.integers(len(phrases)))]
     return Question(
         prompt(Task.REFERRING_SEGMENTATION, [phrase.text]),
         segmentation_answer(picture, phrase.objects),
     )
+
+
+def absent_shapes(picture: Picture) -> list[str]:
+    """Kinds of shapes that a picture does not show."""
+    return [shape for shape in SHAPES if not any(o.label == shape for o in picture.objects)]
 
 
 def _outline_of_region(rng: np.random.Generator, picture: Picture) -> Question:

@@ -26,7 +26,7 @@ from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.sample.scenes import SHAPES, SceneObject, draw_scene
 from labeling_pipeline.tasks import Request, Task
-from training.florence_2.data import draw_page
+from training.florence_2.data import absent_shapes, draw_page
 from training.florence_2.export import NAME
 from training.florence_2.wording import (
     BASE_LABELS,
@@ -341,6 +341,12 @@ def region_scores(held_out: HeldOut, scenes: Sequence[Picture]) -> dict[str, flo
     )
     expressions = held_out.ask(scenes, Task.REFERRING_SEGMENTATION, _shape_phrase)
     rows["expression segmentation, mean IoU"] = mean_mask_iou(expressions, _meant)
+    absent = held_out.ask(
+        scenes[:300],
+        Task.REFERRING_SEGMENTATION,
+        lambda picture: [f"a {shape}" for shape in absent_shapes(picture)][:1],
+    )
+    rows["nothing outlined that is not there"] = share(absent, lambda one: not one.found)
     outlines = held_out.ask(
         [p for p in scenes if _shapes(p)][:300],
         Task.REGION_TO_SEGMENTATION,
