@@ -128,7 +128,7 @@ def _run_assets(
         for entry in plan.entries:
             materialize([entry.asset], chunk)
         materialize(["visualizations", "class_exports"], chunk)
-    materialize(["action_predictions", "har_evaluation", "detection_evaluation"])
+    materialize(["action_predictions", "har_evaluation", "detection_evaluation", "model_agreement"])
     materialize(["annotation_report"])
     return ran
 

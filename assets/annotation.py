@@ -8,6 +8,7 @@ from assets.metadata import class_metadata
 from assets.partitions import CLASSES
 from assets.progress import reporter
 from labeling_pipeline.labeling import label_class
+from labeling_pipeline.models.registry import find_card
 from labeling_pipeline.plan import Entry, Plan
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
@@ -25,17 +26,18 @@ class LabelingConfig(dg.Config):
 def build_annotation_asset(plan: Plan, entry: Entry) -> dg.AssetsDefinition:
     """The asset of one entry."""
     source = plan.source_of(entry)
+    card = find_card(plan.model_of(entry))
 
     @dg.asset(
         name=entry.asset,
         partitions_def=CLASSES,
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[CLEAN_IMAGES, *([source.asset] if source else [])],
-        pool=GPU_POOL,
+        pool=GPU_POOL if card.engine == "pytorch" else None,
         group_name="annotations",
-        kinds={"pytorch", "duckdb"},
+        kinds={card.engine, "duckdb"},
         description=(
-            f"{entry.task} by {plan.model_of(entry)}: what the model answers for each image of a "
+            f"{entry.task} by {card.name}: what the model answers for each image of a "
             "class. Asks only what is due."
         ),
     )

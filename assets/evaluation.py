@@ -4,16 +4,20 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from assets.metadata import fixed, frame_table, png, table
+from assets.metadata import fixed, frame_table, picture, png, table
 from labeling_pipeline.evaluation.actions import evaluate_actions
+from labeling_pipeline.evaluation.agreement import NO_PAIR
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting import (
     action_figures,
     class_table,
     detection_figures,
+    draw_disagreements,
     evaluate_entries,
+    measure_agreement,
     predict_and_store_actions,
     stored_action_predictions,
+    write_agreement,
     write_figures,
     write_report,
 )
@@ -120,11 +124,46 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         context.add_output_metadata(metadata)
 
     @dg.asset(
+        deps=entries,
+        group_name="evaluation",
+        kinds={"scipy", "csv"},
+        description=(
+            "Where entries with different models label the same class: which boxes both found, "
+            "which only one did, and the images that a person should look at first."
+        ),
+    )
+    def model_agreement(
+        context: dg.AssetExecutionContext,
+        annotation_store: AnnotationStoreResource,
+        image_source: ImageSourceResource,
+        vision_model: VisionModelResource,
+    ) -> None:
+        agreement = measure_agreement(annotation_store.open(), vision_model.applied_to(plan))
+        folder = annotation_store.at().reports / "agreement"
+        write_agreement(folder, agreement)
+        if agreement.per_class.empty:
+            context.add_output_metadata({"note": NO_PAIR})
+            return
+        worst = draw_disagreements(agreement, image_source.path())
+        context.add_output_metadata(
+            {
+                "agreement": fixed(agreement.mean),
+                "images": len(agreement.per_image),
+                "classes": frame_table(agreement.per_class),
+                "most_disagreeing": frame_table(agreement.disagreements.drop(columns="image_id")),
+                "not_compared": frame_table(agreement.not_compared),
+                "tables": dg.MetadataValue.path(folder.resolve()),
+                **({"pictures": picture(worst)} if worst is not None else {}),
+            }
+        )
+
+    @dg.asset(
         deps=[
             *entries,
             dg.AssetDep("visualizations", partition_mapping=every_class),
             har_evaluation,
             detection_evaluation,
+            model_agreement,
         ],
         group_name="evaluation",
         kinds={"html"},
@@ -148,4 +187,10 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
             }
         )
 
-    return [action_predictions, har_evaluation, detection_evaluation, annotation_report]
+    return [
+        action_predictions,
+        har_evaluation,
+        detection_evaluation,
+        model_agreement,
+        annotation_report,
+    ]

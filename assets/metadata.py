@@ -101,7 +101,7 @@ def frame_table(frame: pd.DataFrame) -> dg.MetadataValue:
     def cell(value: Any) -> Any:
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return "–"
-        if isinstance(value, np.integer):
+        if isinstance(value, int | np.integer) and not isinstance(value, bool):
             return int(value)
         return round(float(value), 4) if isinstance(value, float | np.floating) else str(value)
 

@@ -11,9 +11,8 @@ from labeling_pipeline.errors import LabelingError
 from labeling_pipeline.home import Environment
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
-from labeling_pipeline.models.registry import EMBEDDED, find_card, load_model, registered_names
+from labeling_pipeline.models.registry import EMBEDDED, capabilities, load_model
 from labeling_pipeline.recognition import score_labels
-from labeling_pipeline.tasks import RULES, Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console()
@@ -43,16 +42,12 @@ def sample(
 
 @app.command()
 def tasks() -> None:
-    """Which model can do which task."""
-    cards = [find_card(name) for name in registered_names()]
-    able = Table("task", "what it yields", "models", title="What each model can do")
-    for task in Task:
-        able.add_row(task, RULES[task].about, ", ".join(c.name for c in cards if task in c.tasks))
-    known = Table("model", "what it is", "vocabulary", "licence", title="What each model is")
-    for card in cards:
-        vocabulary = "open" if card.vocabulary is None else ", ".join(card.vocabulary)
-        known.add_row(card.name, card.about, vocabulary, card.licence)
-    console.print(able, known)
+    """Which model can do which task, and which one does where nobody names one."""
+    for title, (header, *rows) in capabilities().items():
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from labeling_pipeline.annotations import Box, Generation, State
+from labeling_pipeline.asking.names import names_of
 from labeling_pipeline.asking.questions import Answered, Conclusion, Question, Region
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
 from labeling_pipeline.errors import ConfigurationError, ModelError
@@ -129,11 +130,10 @@ def label_class(
         loop = _Loop(store, model, entry, group, Path(image_root), run_id, summary)
         if source is not None:
             loop.regions = _regions(store, plan, source, classes[class_slug])
-            waiting = _images_of(store, class_slug) - loop.regions.keys()
-            if waiting:
-                summary.notes = (
-                    f"{len(waiting)} images wait for {source.asset}: materialize it first",
-                )
+            summary.notes = (*_still_waiting(store, class_slug, source, loop.regions),)
+            if entry.labels_from:
+                loop.regions, unasked = _askable(model, loop.regions)
+                summary.notes += unasked
         loop.run(force, progress)
         if summary.states[State.FAILED] == summary.due > 0:
             path, error = next(iter(summary.errors.items()))
@@ -161,13 +161,35 @@ def _regions(
     for row in rows:
         if row["annotation_id"] is not None:
             box = (row["x0_px"], row["y0_px"], row["x1_px"], row["y1_px"])
-            regions[row["image_id"]].append(Region(row["annotation_id"], box))
+            name = (row["text"] or "").strip() or None
+            regions[row["image_id"]].append(Region(row["annotation_id"], box, name))
     return {image_id: tuple(found) for image_id, found in regions.items()}
 
 
-def _images_of(store: AnnotationStore, class_slug: str) -> set[str]:
+def _still_waiting(
+    store: AnnotationStore, class_slug: str, source: Entry, regions: Mapping[str, object]
+) -> tuple[str, ...]:
     rows = store.query("SELECT image_id FROM class_images WHERE class = ?", (class_slug,))
-    return set(rows["image_id"].to_pylist())
+    waiting = set(rows["image_id"].to_pylist()) - regions.keys()
+    if not waiting:
+        return ()
+    return (f"{len(waiting)} images wait for {source.asset}: materialize it first",)
+
+
+def _askable(
+    model: Model, regions: Mapping[str, tuple[Region, ...]]
+) -> tuple[dict[str, tuple[Region, ...]], tuple[str, ...]]:
+    """The regions whose names a model may be asked, and a note on the other names."""
+    named = {name for found in regions.values() for one in found if (name := one.name)}
+    reasons = {name: reason for name in sorted(named) if (reason := model.why_unsupported(name))}
+    kept = {
+        image_id: tuple(one for one in found if one.name not in reasons)
+        for image_id, found in regions.items()
+    }
+    if not reasons:
+        return kept, ()
+    first = next(iter(reasons.values()))
+    return kept, (f"{len(reasons)} names were not asked for, {', '.join(reasons)[:200]}: {first}",)
 
 
 def _record_unsupported(
@@ -298,9 +320,13 @@ class _Loop:
         if self.regions is None:
             return self.group.request_hash
         return {
-            image_id: _short_hash([self.group.request_hash, [region.box for region in found]])
+            image_id: _short_hash([self.group.request_hash, self._gist(found)])
             for image_id, found in self.regions.items()
         }
+
+    def _gist(self, found: Sequence[Region]) -> list:
+        """What of the regions goes into the questions."""
+        return list(names_of(found)) if self.entry.labels_from else [one.box for one in found]
 
     def _image(self, item: dict) -> _Image:
         asked = Asked(

@@ -36,6 +36,9 @@ from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Geometry, Skeleton
 EVERY_CLASS = "*"
 """Key of ``ask`` that stands for every class without a key of its own."""
 
+NAMED_BY_ANOTHER = "object"
+"""What an entry that takes its labels from another one yields, where the plan says nothing."""
+
 # Folders are registered under their NFC names, whatever the file system or an editor writes.
 ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 
@@ -74,6 +77,9 @@ class Entry(BaseModel):
     )
     regions: str | None = Field(
         None, description="an earlier entry: ask about each box that it found, on a crop"
+    )
+    labels_from: str | None = Field(
+        None, description="an earlier entry: ask for the names that it gave to what it found"
     )
     references: dict[str, tuple[Box, ...]] = Field(
         default_factory=dict,
@@ -114,6 +120,11 @@ class Entry(BaseModel):
         return SKELETONS[self.keypoints] if self.task is Task.KEYPOINT else None
 
     @property
+    def source(self) -> str | None:
+        """The entry that this one goes on from."""
+        return self.regions or self.labels_from
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """What is asked of the model."""
         return (self.task, Task.DETECTION) if self.top_down else (self.task,)
@@ -121,7 +132,7 @@ class Entry(BaseModel):
     @property
     def labels_per_prompt(self) -> int:
         """At most so many labels share a prompt."""
-        at_most = 1 if self.regions else RULES[self.task].labels_per_prompt
+        at_most = 1 if self.source else RULES[self.task].labels_per_prompt
         return min(self.group_size, at_most or self.group_size)
 
     def covers(self, display_name: str) -> bool:
@@ -131,6 +142,8 @@ class Entry(BaseModel):
     def label_for(self, display_name: str) -> str:
         """What is asked for a class."""
         named = self.ask.get(display_name) or self.ask.get(EVERY_CLASS)
+        if self.labels_from and not named:
+            return NAMED_BY_ANOTHER
         return named or RULES[self.task].default_label or display_name
 
 
@@ -166,7 +179,7 @@ class Plan(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"expected every entry to have a name of its own, got {names}")
         for number, entry in enumerate(entries):
-            _check_regions(entry, entries[:number], f"expected entries[{number}].regions")
+            _check_source(entry, entries[:number], f"expected entries[{number}]")
         return entries
 
     @model_validator(mode="after")
@@ -197,17 +210,17 @@ class Plan(BaseModel):
         raise PlanError(f"{self.source}: no entry is called {name!r}; there are: {known}")
 
     def source_of(self, entry: Entry) -> Entry | None:
-        """The entry whose regions another one looks at."""
-        return self.entry(entry.regions) if entry.regions else None
+        """The entry that another one goes on from."""
+        return self.entry(entry.source) if entry.source else None
 
     def model_of(self, entry: Entry) -> str:
         """Name of the model that an entry asks: its own, else the plan's if that can do the task,
-        else the task's default.
+        else the task's default on this hardware.
 
         Raises:
             ConfigurationError: the plan's model does not exist.
         """
-        return entry.model or model_for(entry.task, self.model)
+        return entry.model or model_for(entry.task, self.model, self.runtime.device)
 
     def action_entry(self) -> Entry | None:
         """The entry whose keypoints tell actions apart, if the plan has one."""
@@ -237,17 +250,31 @@ class Plan(BaseModel):
                 require_task(find_card(self.model_of(entry)), task)
 
 
-def _check_regions(entry: Entry, earlier: Sequence[Entry], expected: str) -> None:
-    if entry.regions is None:
+def _check_source(entry: Entry, earlier: Sequence[Entry], expected: str) -> None:
+    """An entry goes on from an earlier one, in one way only."""
+    if entry.source is None:
         return
-    if entry.top_down or entry.tiles or entry.task is Task.VISUAL_PROMPTING:
-        raise ValueError(f"{expected} without top_down, tiles or references, got both: drop one")
-    without_boxes = (Geometry.POINT, Geometry.NONE)
-    boxed = [one.name for one in earlier if RULES[one.task].geometry not in without_boxes]
-    if entry.regions not in boxed:
+    field = "regions" if entry.regions else "labels_from"
+    others = [name for name in ("labels_from", "top_down", "tiles", "references") if name != field]
+    both = [name for name in others if getattr(entry, name)]
+    if both:
+        raise ValueError(f"{expected}.{field} without {', '.join(others)}, got {both[0]}: drop one")
+    if entry.regions:
+        without_boxes = (Geometry.POINT, Geometry.NONE)
+        fitting = [one for one in earlier if RULES[one.task].geometry not in without_boxes]
+        what = "yields boxes"
+    else:
+        if RULES[entry.task].labels_per_prompt or entry.skeleton:
+            raise ValueError(
+                f"{expected}.labels_from with a task that asks for names, got {entry.task}"
+            )
+        fitting = [one for one in earlier if RULES[one.task].reads_text]
+        what = "names what it finds"
+    names = [one.name for one in fitting]
+    if entry.source not in names:
         raise ValueError(
-            f"{expected} to be an earlier entry that yields boxes "
-            f"({', '.join(boxed) or 'there is none'}), got {entry.regions!r}"
+            f"{expected}.{field} to be an earlier entry that {what} "
+            f"({', '.join(names) or 'there is none'}), got {entry.source!r}"
         )
 
 
@@ -396,7 +423,11 @@ def entry_requests(
     order = {name: i for i, name in enumerate(entry.classes or tuple(entry.ask))}
     slugs = sorted(covered, key=lambda slug: order.get(covered[slug], len(order)))
     label_of = {slug: entry.label_for(covered[slug]) for slug in slugs}
-    reasons = {label: model.why_unsupported(label, entry.task) for label in label_of.values()}
+    # Labels that come from another entry stand in no plan: whoever asks them looks at each.
+    reasons = {
+        label: None if entry.labels_from else model.why_unsupported(label, entry.task)
+        for label in label_of.values()
+    }
     unsupported = {
         slug: (label, reason) for slug, label in label_of.items() if (reason := reasons[label])
     }
@@ -425,6 +456,11 @@ def entry_requests(
         identity += ["top_down"] if entry.top_down else []
         identity += [entry.tiles.model_dump()] if entry.tiles else []
         identity += [["regions", entry.regions, *cut]] if entry.regions else []
+        identity += (
+            [["names", entry.labels_from, entry.group_size, *cut, *entry.distractors]]
+            if entry.labels_from
+            else []
+        )
         groups.append(
             Group(
                 labels=asked,

@@ -402,14 +402,30 @@ def test_a_point_in_an_overlap_belongs_to_the_nearer_tile():
     assert [one.point for one in found] == [(340.0, 100.0), (363.0, 51.0)]
 
 
-def test_read_text_is_never_joined():
+@pytest.mark.parametrize(("task", "kept"), [(Task.OCR_BOX, 2), (Task.DETECTION, 1)])
+def test_read_text_is_never_joined(task: Task, kept: int):
     left, right = ((200.0, 10.0, 400.0, 90.0), (300.0, 10.0, 600.0, 90.0))
-    parts: list[tuple[Crop | None, Sourced]] = [
-        (FIRST_TILE, Sourced(seen(left), (0,))),
-        (SECOND_TILE, Sourced(seen(right), (1,))),
+    parts: list[tuple[Crop | None, dict[str, Sourced]]] = [
+        (FIRST_TILE, {"cat": Sourced(seen(left), (0,))}),
+        (SECOND_TILE, {"cat": Sourced(seen(right), (1,))}),
     ]
-    assert len(put_together("word", Task.OCR_BOX, parts, WIDE)[0].answer.annotations) == 2
-    assert len(put_together("word", Task.DETECTION, parts, WIDE)[0].answer.annotations) == 1
+    answers, _ = put_together(task, ["cat"], parts, WIDE)
+    assert len(answers["cat"].answer.annotations) == kept
+
+
+def test_a_part_that_is_taken_for_another_thing_makes_way_for_the_whole_thing():
+    # The cat's middle belongs to the first tile; the second one sees its tail and calls it a dog.
+    both = group("cat", "dog")
+    whole, first, second = first_questions(TILED, both, WIDE)
+    tail = LabelAnswer(State.FOUND, 0.5, (Annotation("dog", (302.0, 10.0, 340.0, 60.0), score=1),))
+    rounds = [
+        answered(whole, cat=said("absent"), dog=said("absent")),
+        answered(first, cat=seen((280, 10, 345, 60)), dog=said("absent")),
+        answered(second, cat=said("absent"), dog=tail),
+    ]
+    labels = conclude(TILED, both, rounds, WIDE).labels
+    assert [a.bbox for a in labels["cat"].answer.annotations] == [(280, 10, 345, 60)]
+    assert labels["dog"].answer.annotations == ()
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,9 @@ def test_text_that_was_read_stands_on_a_page_of_its_own_where_it_was_read(size_p
     assert not changed(image, drawn[: size_px[1], : size_px[0]])[204:236, 104:396].any()
 
 
-@pytest.mark.parametrize("text", ["Straße", "出口", "いらっしゃいませ", "出口 Gate 7"])
+@pytest.mark.parametrize(
+    "text", ["Straße", "кошка", "出口", "猫と犬", "いらっしゃいませ", "出口 Gate 7"]
+)
 def test_text_is_drawn_in_its_own_script(text):
     """A character that no font has is an empty box, the same for every such character."""
     box = (0, 100, 800, 180)

@@ -457,6 +457,67 @@ def test_new_regions_make_the_second_step_due_again(tmp_path: Path):
     assert pose(project, "cat").due == 2
 
 
+def named_by_another(tmp_path: Path, words: str, vocabulary: list[str] | None = None) -> Project:
+    """One model reads words on the image, another one looks for what they name."""
+    reader = tmp_path / "reader.json"
+    reader.write_text(json.dumps({"raw_text": words}))
+    script: dict[str, Any] = {"boxes": {"cat": CAT_BOXES, "dog": CAT_BOXES[:1]}}
+    if vocabulary:
+        script["vocabulary"] = vocabulary
+    project = folders(tmp_path, script, "task: detection", zoo=1)
+    project.plan = parse_plan(
+        f"model: {project.plan.model}\nentries:\n"
+        f"  - {{name: object, task: ocr_box, model: 'scripted:{reader}'}}\n"
+        "  - {name: thing, task: detection, labels_from: object, group_size: 2}\n"
+    )
+    return project
+
+
+def things(project: Project) -> ClassSummary:
+    entry = project.plan.entry("thing")
+    return label_class(project.store, project.plan, entry, "zoo", project.root, "run-2")
+
+
+WORD = "<|object_ref_start|>{}<|object_ref_end|><|box_start|><1><2><300><400><|box_end|>"
+
+
+def test_one_model_may_say_what_there_is_and_another_one_where(tmp_path: Path):
+    words = ", ".join(WORD.format(word) for word in ("cat", "Dog", "cow", "CAT"))
+    project = named_by_another(tmp_path, words)
+    project.label("zoo")
+    summary = things(project)
+    assert (summary.label, summary.generations, dict(summary.states)) == (
+        "object",
+        2,
+        {"found": 1},
+    )
+    asked = project.rows(
+        "SELECT labels FROM generations WHERE entry = 'thing' ORDER BY follows NULLS FIRST"
+    )
+    assert asked == [(["cat", "Dog"],), (["cow"],)]
+    found = project.rows(
+        "SELECT label, text FROM annotations WHERE entry = 'thing' ORDER BY position"
+    )
+    assert found == [("object", "cat"), ("object", "cat")]
+    assert things(project).due == 0
+
+
+def test_names_that_a_model_must_not_be_asked_are_left_out_and_said(tmp_path: Path):
+    words = ", ".join(WORD.format(word) for word in ("cat", "zebra"))
+    project = named_by_another(tmp_path, words, vocabulary=["cat"])
+    project.label("zoo")
+    summary = things(project)
+    assert project.rows("SELECT labels FROM generations WHERE entry = 'thing'") == [(["cat"],)]
+    assert summary.notes[0].startswith("1 names were not asked for, zebra: the label 'zebra'")
+
+
+def test_an_image_without_names_is_absent_without_being_asked(tmp_path: Path):
+    project = named_by_another(tmp_path, "")
+    project.label("zoo")
+    assert dict(things(project).states) == {"absent": 1}
+    assert project.rows("SELECT count(*) FROM generations WHERE entry = 'thing'") == [(0,)]
+
+
 def test_a_large_image_is_asked_tile_by_tile_and_its_things_count_once(tmp_path: Path):
     # Wherever it is asked, the model sees a cat in the middle of what it is shown.
     script = {"boxes": {"cat": [[400, 400, 599, 599]]}}

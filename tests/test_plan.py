@@ -299,8 +299,20 @@ def test_every_mistake_is_told_not_only_the_first():
         pytest.param(
             "entries:\n  - {name: b, task: detection}\n"
             "  - {name: a, task: keypoint, regions: b, top_down: true}",
-            r"plan.yaml:1: entries: expected entries\[1\].regions without top_down",
+            r"plan.yaml:1: entries: expected entries\[1\].regions without .*, got top_down",
             id="regions and top-down",
+        ),
+        pytest.param(
+            "entries:\n  - {name: b, task: detection}\n"
+            "  - {name: a, task: detection, labels_from: b}",
+            r"plan.yaml:1: entries: expected entries\[1\].labels_from to be an earlier entry that "
+            r"names what it finds \(there is none\), got 'b'",
+            id="labels from an entry that gives no names",
+        ),
+        pytest.param(
+            "entries:\n  - {name: b, task: ocr_box}\n  - {name: a, task: keypoint, labels_from: b}",
+            r"plan.yaml:1: entries: expected entries\[1\].labels_from with a task that asks for",
+            id="labels for a task that takes none",
         ),
     ],
 )

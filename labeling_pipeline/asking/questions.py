@@ -18,10 +18,12 @@ _MIN_CROP_PX = 32
 
 @dataclass(frozen=True)
 class Region:
-    """A box that another entry found, to be looked at closely. box: in pixels of the image."""
+    """What another entry found. box: in pixels of the image. name: what it was called, if that was
+    the model's own word for it."""
 
     annotation_id: str
     box: Box
+    name: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What is asked about one image, in at most two rounds, and how the answers make one.
 
-The first round is the group's prompt: about the whole image, and about each tile of a large one, or
-about each of the regions that another entry found. The second is what its answers call for: labels
-whose answer went round in circles or was cut are asked again in smaller groups, and of ``top_down``
-keypoints every instance is asked again on a crop. There is no third.
+The first round is the group's prompt: about the whole image, and about each tile of a large one; or
+about each of the regions that another entry found, or for the names that it gave them. The second
+is what its answers call for: labels whose answer went round in circles or was cut are asked again
+in smaller groups, and of ``top_down`` keypoints every instance is asked again on a crop. There is
+no third.
 
 Pure functions of the entry and the answers, so that stored answers can be read again without a
 model.
@@ -11,7 +12,7 @@ model.
 
 from collections.abc import Sequence
 
-from labeling_pipeline.asking import regions, tiling, top_down
+from labeling_pipeline.asking import names, regions, tiling, top_down
 from labeling_pipeline.asking.groups import best_settled, smaller_groups
 from labeling_pipeline.asking.questions import (
     Answered,
@@ -19,7 +20,6 @@ from labeling_pipeline.asking.questions import (
     Crop,
     Question,
     Region,
-    Sourced,
 )
 from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.tasks import RULES, Geometry
@@ -33,10 +33,12 @@ def first_questions(
 ) -> tuple[Question, ...]:
     """What is asked of an image; the group's own prompt comes first.
 
-    image_size_px: (width, height). found: for an entry that looks at the regions of another.
+    image_size_px: (width, height). found: for an entry that goes on from what another one found.
     """
     if entry.regions is not None:
         return regions.questions(entry, group, found, image_size_px)
+    if entry.labels_from is not None:
+        return names.questions(entry, found)
     if entry.top_down:
         return top_down.opening(entry, group)
     crops: list[Crop | None] = [None]
@@ -54,7 +56,7 @@ def second_questions(
 
     image_size_px: (width, height).
     """
-    if entry.regions is not None:
+    if entry.source is not None:
         return ()
     if entry.top_down:
         return top_down.crops(entry, group, answered, image_size_px)
@@ -76,18 +78,20 @@ def conclude(
     if entry.regions is not None:
         said = {label: regions.put_together(entry, label, answered) for label in group.labels}
         return Conclusion(said, tuple(dropped))
+    if entry.labels_from is not None:
+        said = {label: names.put_together(entry, label, answered) for label in group.labels}
+        return Conclusion(said, tuple(dropped))
     if entry.top_down:
         said = {label: top_down.best_supported(entry, label, answered) for label in group.labels}
         return Conclusion(said, tuple(dropped))
     by_crop: dict[Crop | None, list[tuple[int, Answered]]] = {}
     for position, one in enumerate(answered):
         by_crop.setdefault(one.question.crop_px, []).append((position, one))
-    labels: dict[str, Sourced] = {}
-    for label in group.labels:
-        parts = [(crop, best_settled(label, answers)) for crop, answers in by_crop.items()]
-        if len(parts) == 1:
-            labels[label] = parts[0][1]
-            continue
-        labels[label], repeats = tiling.put_together(label, entry.task, parts, image_size_px)
-        dropped += repeats
-    return Conclusion(labels, tuple(dropped))
+    parts = [
+        (crop, {label: best_settled(label, answers) for label in group.labels})
+        for crop, answers in by_crop.items()
+    ]
+    if len(parts) == 1:
+        return Conclusion(parts[0][1], tuple(dropped))
+    labels, repeats = tiling.put_together(entry.task, group.labels, parts, image_size_px)
+    return Conclusion(labels, (*dropped, *repeats))

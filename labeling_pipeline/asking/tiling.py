@@ -1,13 +1,17 @@
 """Large images in overlapping tiles: where the tiles lie, and how what they show is put together.
 
 A model sees a resized image, so what is small in a large image is lost to it. Asked tile by tile it
-sees everything at full size, but things near a seam twice, or in parts. What stands whole in one
-tile counts once; a part of it, cut by the side of another tile, is dropped; two parts that no tile
-shows whole are joined.
+sees everything at full size, but things near a seam twice, or in parts.
+
+Every point of the image belongs to the tile whose centre is nearest. A thing no larger than the
+overlap is seen whole by the tile that its middle belongs to, and the part of it that another tile
+shows has its middle outside of what belongs to that other tile. So what a tile says of its own
+comes first, and what it says of others' counts only where they say nothing: a part is often taken
+for another thing altogether. Larger things are taken from the whole image, or joined from parts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from labeling_pipeline.annotations import Annotation, Box, LabelAnswer, State, box_iou
@@ -16,9 +20,10 @@ from labeling_pipeline.plan import Tiling
 from labeling_pipeline.tasks import RULES, Geometry, Task
 
 _SAME_IOU = 0.5
-_PART_SHARE = 0.7
+_TOUCHED_SHARE = 0.25
+_PART_SHARE = 0.6
 _JOIN_IOU = 0.7
-_SEAM_SHARE = 0.01
+_SEAM_SHARE = 0.02
 
 
 def tiles(image_size_px: tuple[int, int], tiling: Tiling) -> list[Crop]:
@@ -43,11 +48,16 @@ def _spans(size: int, tiling: Tiling) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Found:
-    """An annotation, the answer and the tile it comes from, and whether a seam cuts it."""
+    """An annotation, with the answer and the tile it comes from.
 
+    is_own: its middle belongs to its tile. is_cut: it ends where its tile ends.
+    """
+
+    label: str
     source: int
     crop: Crop
     annotation: Annotation
+    is_own: bool
     is_cut: bool
 
     @property
@@ -57,63 +67,106 @@ class _Found:
 
 
 def put_together(
-    label: str,
     task: Task,
-    parts: Sequence[tuple[Crop | None, Sourced]],
+    labels: Sequence[str],
+    parts: Sequence[tuple[Crop | None, Mapping[str, Sourced]]],
     image_size_px: tuple[int, int],
-) -> tuple[Sourced, list[str]]:
-    """One answer about a label out of those about the tiles, and what was left out of it.
+) -> tuple[dict[str, Sourced], list[str]]:
+    """One answer about every label out of those about the tiles, and what was left out of it.
 
-    parts: what was said of each tile, and of the whole image (crop ``None``).
+    parts: what was said of each tile, and of the whole image (crop ``None``), by label.
     """
     whole: Crop = (0, 0, *image_size_px)
+    crops = [crop for crop, _ in parts if crop is not None]
     found = [
-        _Found(source, crop or whole, one, one.bbox is not None and _is_cut(one.bbox, crop, whole))
+        _found(label, one, source, crop, crops, whole)
         for crop, said in parts
-        for one, source in zip(said.answer.annotations, said.sources, strict=True)
+        for label in labels
+        for one, source in zip(said[label].answer.annotations, said[label].sources, strict=True)
     ]
     if RULES[task].geometry is Geometry.POINT:
-        crops = [crop or whole for crop, _ in parts]
-        kept = [one for one in found if _is_in_its_own_tile(one, crops)]
-        repeats = [one for one in found if one not in kept]
+        kept = [one for one in found if one.is_own]
+        repeats = [one for one in found if not one.is_own]
     else:
         can_join = RULES[task].geometry is Geometry.BOX and not RULES[task].reads_text
         kept, repeats = _without_repeats(found, can_join)
-    presences = [p for _, said in parts if (p := said.answer.presence) is not None]
-    answer = LabelAnswer(
-        State.least_settled(said.answer.state for _, said in parts),
-        max(presences, default=None),
-        tuple(one.annotation for one in kept),
-    )
-    return (
-        Sourced(answer, tuple(one.source for one in kept)),
-        [f"seam: {label} {one.annotation.bbox or one.annotation.point}" for one in repeats],
-    )
+    answers = {}
+    for label in labels:
+        own = [one for one in kept if one.label == label]
+        said_of = [said[label].answer for _, said in parts]
+        presences = [answer.presence for answer in said_of if answer.presence is not None]
+        answer = LabelAnswer(
+            State.least_settled(answer.state for answer in said_of),
+            max(presences, default=None),
+            tuple(one.annotation for one in own),
+        )
+        answers[label] = Sourced(answer, tuple(one.source for one in own))
+    return answers, [f"seam: {one.label} {_place(one.annotation)}" for one in repeats]
+
+
+def _found(
+    label: str,
+    annotation: Annotation,
+    source: int,
+    crop: Crop | None,
+    crops: Sequence[Crop],
+    whole: Crop,
+) -> _Found:
+    if crop is None:
+        return _Found(label, source, whole, annotation, is_own=True, is_cut=False)
+    if annotation.bbox is None:
+        middle = annotation.point
+    else:
+        x0, y0, x1, y1 = annotation.bbox
+        middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+    is_own = middle is None or min(crops, key=lambda other: _distance(middle, other)) == crop
+    is_cut = annotation.bbox is not None and _is_cut(annotation.bbox, crop, whole)
+    return _Found(label, source, crop, annotation, is_own, is_cut)
+
+
+def _distance(point: tuple[float, float], crop: Crop) -> float:
+    return math.dist(point, ((crop[0] + crop[2]) / 2, (crop[1] + crop[3]) / 2))
+
+
+def _place(annotation: Annotation) -> object:
+    return annotation.bbox or annotation.point
 
 
 def _without_repeats(found: Sequence[_Found], can_join: bool) -> tuple[list[_Found], list[_Found]]:
     """What is left when each thing counts once, and what was left out."""
     kept: list[_Found] = []
     repeats: list[_Found] = []
-    whole = sorted((one for one in found if not one.is_cut), key=_score, reverse=True)
-    for one in whole:
-        is_repeat = any(
-            other.crop != one.crop and box_iou(one.box, other.box) > _SAME_IOU for other in kept
-        )
-        (repeats if is_repeat else kept).append(one)
-    parts: list[_Found] = []
-    for one in (one for one in found if one.is_cut):
-        (repeats if _is_part_of_any(one, kept) else parts).append(one)
+
+    def sort_out(some: Iterable[_Found]) -> list[_Found]:
+        """Those that nobody has said before, as far as is known."""
+        fresh = []
+        for one in some:
+            if any(_says_again(one, other) for other in kept):
+                repeats.append(one)
+            else:
+                fresh.append(one)
+        return fresh
+
+    for one in sorted((one for one in found if not one.is_cut), key=_rank, reverse=True):
+        kept += sort_out([one])
+    parts = sort_out(one for one in found if one.is_cut)
     for one in sorted(_joined(parts) if can_join else parts, key=_area, reverse=True):
-        (repeats if _is_part_of_any(one, kept) else kept).append(one)
+        kept += sort_out([one])
     return kept, repeats
 
 
-def _is_part_of_any(one: _Found, others: Sequence[_Found]) -> bool:
-    return any(
-        other.crop != one.crop and _share_inside(one.box, other.box) > _PART_SHARE
-        for other in others
-    )
+def _says_again(one: _Found, other: _Found) -> bool:
+    """Whether something speaks of a thing that another tile has told of already."""
+    if one.crop == other.crop or one.annotation.bbox is None or other.annotation.bbox is None:
+        return False
+    shared = _shared_area(one.box, other.box)
+    if not one.is_own:
+        return shared > _TOUCHED_SHARE * min(_area(one), _area(other))
+    if one.label != other.label:
+        return False
+    if one.is_cut:
+        return shared > _PART_SHARE * _area(one)
+    return box_iou(one.box, other.box) > _SAME_IOU
 
 
 def _joined(parts: list[_Found]) -> list[_Found]:
@@ -133,7 +186,9 @@ def _joined(parts: list[_Found]) -> list[_Found]:
 
 def _continues(one: _Found, other: _Found) -> bool:
     """Whether two parts overlap and have the same extent along the seam between them."""
-    if one.crop == other.crop or box_iou(one.box, other.box) == 0:
+    if one.crop == other.crop or one.label != other.label:
+        return False
+    if not _shared_area(one.box, other.box):
         return False
     extents = (
         _interval_iou(one.box[axis], one.box[axis + 2], other.box[axis], other.box[axis + 2])
@@ -152,13 +207,11 @@ def _union(one: _Found, other: _Found) -> _Found:
         # No surer of the whole than of its less certain part.
         score=min(_score(one), _score(other)),
     )
-    return _Found(one.source, (x0, y0, x1, y1), annotation, is_cut=True)
+    return _Found(one.label, one.source, (x0, y0, x1, y1), annotation, is_own=True, is_cut=True)
 
 
-def _is_cut(box: Box, crop: Crop | None, whole: Crop) -> bool:
+def _is_cut(box: Box, crop: Crop, whole: Crop) -> bool:
     """Whether a box ends where its tile ends and the image goes on."""
-    if crop is None:
-        return False
     margin_x, margin_y = (_SEAM_SHARE * (crop[2 + axis] - crop[axis]) for axis in (0, 1))
     return (
         (crop[0] > whole[0] and box[0] <= crop[0] + margin_x)
@@ -168,19 +221,12 @@ def _is_cut(box: Box, crop: Crop | None, whole: Crop) -> bool:
     )
 
 
-def _is_in_its_own_tile(one: _Found, crops: Sequence[Crop]) -> bool:
-    """Whether no other tile's centre is nearer: each point of an overlap belongs to one tile."""
-    point = one.annotation.point
-    assert point is not None
-
-    def distance(crop: Crop) -> float:
-        return math.dist(point, ((crop[0] + crop[2]) / 2, (crop[1] + crop[3]) / 2))
-
-    return min(crops, key=distance) == one.crop
-
-
 def _score(one: _Found) -> float:
     return one.annotation.score or 0.0
+
+
+def _rank(one: _Found) -> tuple[bool, float]:
+    return one.is_own, _score(one)
 
 
 def _area(one: _Found) -> float:
@@ -188,12 +234,10 @@ def _area(one: _Found) -> float:
     return (x1 - x0) * (y1 - y0)
 
 
-def _share_inside(box: Box, other: Box) -> float:
-    """The share of a box that lies inside another one."""
+def _shared_area(box: Box, other: Box) -> float:
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return max(0.0, width) * max(0.0, height) / area
+    return max(0.0, width) * max(0.0, height)
 
 
 def _interval_iou(a0: float, a1: float, b0: float, b1: float) -> float:

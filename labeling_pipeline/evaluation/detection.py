@@ -345,7 +345,7 @@ class _Overlaps:
             area = (predicted[:, 2:] - predicted[:, :2]).prod(axis=1)[:, None]
             shares = np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
             in_crowd = shares.max(axis=1).astype(np.float32)
-        return cls(_box_iou()(true, predicted).T, in_crowd)
+        return cls(box_ious()(true, predicted).T, in_crowd)
 
     @property
     def best(self) -> np.ndarray:
@@ -380,7 +380,8 @@ class _Overlaps:
 
 
 @functools.cache
-def _box_iou() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def box_ious() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return what computes overlaps: (n, 4) and (m, 4) xyxy in pixels -> (n, m) float32 IoU."""
     with warnings.catch_warnings():
         # It warns on import where OpenCV is missing; the overlap does not need it.
         warnings.simplefilter("ignore", UserWarning)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from labeling_pipeline.annotations import State
 from labeling_pipeline.evaluation.actions import ActionEvaluation
+from labeling_pipeline.evaluation.agreement import Agreement
 from labeling_pipeline.evaluation.detection import DetectionEvaluation, KeypointEvaluation
 
 PROBLEM_STATES = (State.TRUNCATED, State.UNPARSED, State.DEGENERATE, State.FAILED)
@@ -24,11 +25,14 @@ PROBLEM_STATES = (State.TRUNCATED, State.UNPARSED, State.DEGENERATE, State.FAILE
 
 _TEMPLATE = "report.html.j2"
 _MOST_FILES = 200
+_MOST_DISAGREEING = 20
 _WIDE_PX = 950
 _ABSENT_TEXT = {
     "coverage": "Classes: nothing has been labeled yet.",
     "rejects": "Rejected files: every file was accepted.",
     "detection": "Detection: there is no ground truth to compare with.",
+    "agreement": "Agreement of models: no two entries ask the same label of a class with different "
+    "models.",
     "actions": "Action recognition: there are no action predictions.",
     "examples": "Examples: no visualizations have been drawn.",
     "models": "Models: none has been used yet.",
@@ -98,6 +102,14 @@ class EntryDetection:
 
 
 @dataclass(frozen=True)
+class AgreementReport:
+    """How far entries with different models agree."""
+
+    measured: Agreement
+    figures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
 class ActionReport:
     """How well actions were recognised."""
 
@@ -124,8 +136,8 @@ class ReportData:
 
     images: how many accepted images the dataset has.
     plan: the text of the labeling plan.
-    absent: section (``coverage, rejects, detection, actions, examples, models, plan``) -> the
-        sentence that says why it is left out, in place of the usual one.
+    absent: section (``coverage, rejects, detection, agreement, actions, examples, models, plan``)
+        -> the sentence that says why it is left out, in place of the usual one.
     """
 
     title: str
@@ -135,6 +147,7 @@ class ReportData:
     coverage: tuple[CoverageRow, ...] = ()
     rejects: tuple[RejectedFile, ...] = ()
     detection: tuple[EntryDetection, ...] = ()
+    agreement: AgreementReport | None = None
     actions: ActionReport | None = None
     examples: tuple[Picture, ...] = ()
     models: tuple[ModelUse, ...] = ()
@@ -214,6 +227,15 @@ def headlines(data: ReportData) -> tuple[Headline, ...]:
         for part in data.detection
         if part.keypoints is not None
     ]
+    if data.agreement is not None:
+        images = len(data.agreement.measured.per_image)
+        numbers.append(
+            Headline(
+                "Agreement of models",
+                number(data.agreement.measured.mean),
+                _many(images, "image", "images") + " compared",
+            )
+        )
     if data.actions is not None:
         evaluation = data.actions.evaluation
         numbers.append(
@@ -249,6 +271,7 @@ def render_report(data: ReportData) -> str:
         total_outcomes=_total_outcomes(data.coverage),
         rejects=_by_reason(data.rejects),
         most_files=_MOST_FILES,
+        most_disagreeing=_MOST_DISAGREEING,
         absent=_absent(data),
     )
 

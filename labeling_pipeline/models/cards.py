@@ -29,6 +29,8 @@ class ModelCard(BaseModel):
     ``max_aspect`` is the longest side over the shortest up to which frames are taken as they are;
     longer ones are padded to a square with their edge pixels. ``None``: any frame is taken.
     ``quantization`` is how the weights of the checkpoint are stored, if not plainly.
+    ``engine`` is what computes; PyTorch takes a GPU where there is one, the others never do.
+    ``extra`` is the extra of this package that the model needs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +42,8 @@ class ModelCard(BaseModel):
     licence: str
     tasks: tuple[Task, ...]
     about: str = ""
+    engine: Literal["pytorch", "onnxruntime"] = "pytorch"
+    extra: str | None = None
     vocabulary: tuple[str, ...] | None = None
     min_pixels: int
     max_pixels: int

@@ -4,13 +4,18 @@ A model is named by a registered name (``tiny-rex-omni``), by a hub repository t
 card stands for (``IDEA-Research/Rex-Omni``), by a folder that holds a checkpoint, or, for tests,
 by ``scripted:FILE``. A folder may carry a ``card.json`` with the fields in which it differs from
 the card of its family: its vocabulary, say, or its pixel limits.
+
+Installed packages add models of their own by an entry point of the group
+``labeling_pipeline.models`` that loads to a ``ModelCard``.
 """
 
 import json
+import shutil
 from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -37,6 +42,7 @@ _REX_OMNI = ModelCard(
     licence="IDEA License 1.0 (non-commercial); base model under the Qwen Research licence",
     tasks=rex_omni_protocol.TASKS,
     about="Rex-Omni 3B, the real weights; wants a GPU",
+    extra="rex-omni",
     min_pixels=16 * 28 * 28,
     max_pixels=2560 * 28 * 28,
     dtype="bfloat16",
@@ -48,7 +54,8 @@ _REX_OMNI_AWQ = _REX_OMNI.model_copy(
     update={
         "name": "rex-omni-awq",
         "checkpoint": "IDEA-Research/Rex-Omni-AWQ",
-        "about": "Rex-Omni 3B in 4-bit weights, for small GPUs; needs the extra `awq`",
+        "about": "Rex-Omni 3B in 4-bit weights, for small GPUs",
+        "extra": "awq",
         "quantization": "awq",
         # Kernels for these weights compute in half precision only.
         "dtype": "float16",
@@ -94,6 +101,8 @@ _RAPIDOCR = ModelCard(
     revision="installed",
     licence="Apache-2.0",
     tasks=(Task.OCR_BOX, Task.OCR_POLYGON),
+    engine="onnxruntime",
+    extra="ocr",
     about="PP-OCR on ONNX Runtime, for the CPU: Chinese, Japanese and languages in Latin script",
     vocabulary=("word", "text line"),
     min_pixels=1,
@@ -101,18 +110,68 @@ _RAPIDOCR = ModelCard(
     dtype="float32",
 )
 
-_CARDS = {card.name: card for card in (_REX_OMNI, _REX_OMNI_AWQ, *_FLORENCE_2_CARDS, _RAPIDOCR)}
+_CARDS = (_REX_OMNI, _REX_OMNI_AWQ, *_FLORENCE_2_CARDS, _RAPIDOCR)
 
-# Where the plan's model cannot do a task and the entry names none: what does it on any machine.
-_DEFAULTS = {Task.OCR_BOX: _RAPIDOCR.name, Task.OCR_POLYGON: _RAPIDOCR.name}
+ENTRY_POINTS = "labeling_pipeline.models"
+"""The group of entry points by which an installed package adds a model card."""
+
+Hardware = Literal["cpu", "gpu"]
+
+# What does a task where nobody names a model that can, by hardware. Nothing stands here for a CPU
+# that would need hours on one.
+_DEFAULTS: dict[Task, dict[Hardware, str]] = {
+    **{task: {"cpu": "florence-2-base", "gpu": "florence-2-large"} for task in _FLORENCE_2.tasks},
+    **{task: {"gpu": _REX_OMNI.name} for task in _REX_OMNI.tasks},
+    Task.OCR_BOX: {"cpu": _RAPIDOCR.name, "gpu": _REX_OMNI.name},
+    Task.OCR_POLYGON: {"cpu": _RAPIDOCR.name, "gpu": _REX_OMNI.name},
+}
 
 # What config.json calls the architecture -> the card whose protocol a folder of it speaks.
 _FAMILIES = {"qwen2_5_vl": _REX_OMNI, "florence2": _FLORENCE_2}
 
 
 def registered_names() -> tuple[str, ...]:
-    """The names that can be used without a path."""
-    return (*_PACKAGED, *_CARDS)
+    """The names that can be used without a path.
+
+    Raises:
+        ConfigurationError: an installed package adds something that is no model card.
+    """
+    return (*_PACKAGED, *_registered())
+
+
+@cache
+def _registered() -> dict[str, ModelCard]:
+    cards = {card.name: card for card in _CARDS}
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        card = _load_card(entry_point)
+        if card.name in (*_PACKAGED, *cards):
+            raise ConfigurationError(
+                f"{_origin(entry_point)} adds a model called {card.name!r}, but there is one "
+                "already: rename it, or uninstall the package"
+            )
+        cards[card.name] = card
+    return cards
+
+
+def _load_card(entry_point: EntryPoint) -> ModelCard:
+    try:
+        card = entry_point.load()
+    except Exception as error:  # whatever a foreign package does when it is imported
+        raise ConfigurationError(
+            f"{_origin(entry_point)} could not be loaded: {type(error).__name__}: {error}; mend or "
+            "uninstall the package"
+        ) from error
+    if not isinstance(card, ModelCard):
+        raise ConfigurationError(
+            f"{_origin(entry_point)}: expected a ModelCard, got {type(card).__name__}; mend or "
+            "uninstall the package"
+        )
+    return card
+
+
+def _origin(entry_point: EntryPoint) -> str:
+    package = entry_point.dist.name if entry_point.dist else "an unknown package"
+    return f"the entry point {entry_point.name!r} ({entry_point.value}) of {package}"
 
 
 @cache
@@ -141,31 +200,85 @@ def find_card(name: str) -> ModelCard:
         )
     if name in _PACKAGED:
         return _folder_card(_CHECKPOINTS / name, name)
-    for card in _CARDS.values():
+    for card in _registered().values():
         if name in (card.name, card.checkpoint):
             return card
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _folder_card(folder.resolve(), name)
+    hub = [card.checkpoint for card in _CARDS if card is not _RAPIDOCR]
     raise UnknownModelError(
         f"no model is called {name!r}: expected one of {', '.join(registered_names())}, a hub "
-        f"repository ({', '.join(c.checkpoint for c in (_REX_OMNI, _REX_OMNI_AWQ))}), or a folder "
-        "with a checkpoint"
+        f"repository ({', '.join(hub)}), or a folder with a checkpoint"
     )
 
 
-def model_for(task: Task, preferred: str) -> str:
+def models_for(task: Task) -> tuple[str, ...]:
+    """Names of the registered models that can do a task."""
+    return tuple(name for name in registered_names() if task in find_card(name).tasks)
+
+
+def capabilities() -> dict[str, list[tuple[str, ...]]]:
+    """Two tables, title -> rows with the header first: what does each task, and what each model is.
+
+    A default stands for where neither the plan nor an entry names a model that can.
+    """
+    defaults: tuple[Hardware, Hardware] = ("cpu", "gpu")
+    by_task = [
+        (
+            str(task),
+            ", ".join(models_for(task)),
+            *(_default_name(task, hardware) for hardware in defaults),
+        )
+        for task in Task
+    ]
+    cards = [find_card(name) for name in registered_names()]
+    by_model = [
+        (
+            card.name,
+            card.about,
+            card.extra or "–",
+            card.licence,
+        )
+        for card in cards
+    ]
+    return {
+        "Tasks": [("task", "models that can", "default on a CPU", "on a GPU"), *by_task],
+        "Models": [("model", "what it is", "extra", "licence"), *by_model],
+    }
+
+
+def _default_name(task: Task, hardware: Hardware) -> str:
+    if task in find_card(EMBEDDED).tasks:
+        return EMBEDDED
+    return default_model(task, hardware) or "–"
+
+
+def hardware_of(device: str) -> Hardware:
+    """What a device setting comes to on this machine; told without importing torch.
+
+    device: auto, cpu, cuda, cuda:1, ...
+    """
+    if device == "auto":
+        return "gpu" if Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") else "cpu"
+    return "cpu" if device == "cpu" else "gpu"
+
+
+def default_model(task: Task, hardware: Hardware) -> str | None:
+    """Name of the model that does a task where nobody names one, if there is one."""
+    return _DEFAULTS.get(task, {}).get(hardware)
+
+
+def model_for(task: Task, preferred: str, device: str) -> str:
     """Name of the model that does a task where an entry names none: the preferred one if it can,
-    else the task's default if there is one. What hardware there is plays no part: the same plan
-    means the same model everywhere.
+    else the task's default on this hardware, if there is one.
 
     Raises:
         UnknownModelError, ConfigurationError: as ``find_card``, of the preferred one.
     """
-    default = _DEFAULTS.get(task)
-    if default is None or task in find_card(preferred).tasks:
+    if task in find_card(preferred).tasks:
         return preferred
-    return default
+    return default_model(task, hardware_of(device)) or preferred
 
 
 def load_model(name: str, settings: ModelSettings) -> Model:
@@ -184,9 +297,9 @@ def require_task(card: ModelCard, task: Task) -> None:
     """Raise if the model cannot do the task, naming those that can."""
     if task in card.tasks:
         return
-    able = [name for name in registered_names() if task in find_card(name).tasks]
     raise ConfigurationError(
-        f"{card.name} cannot do {task}; models that can: {', '.join(able) or 'none registered'}"
+        f"{card.name} cannot do {task}; models that can: "
+        f"{', '.join(models_for(task)) or 'none registered'}"
     )
 
 
@@ -203,6 +316,7 @@ def _folder_card(folder: Path, name: str) -> ModelCard:
             f"known are {', '.join(_FAMILIES)}"
         )
     fields = family.model_dump() | {"name": name, "checkpoint": str(folder), "revision": FOLDER}
+    fields |= {"extra": None}
     if method := (described.get("quantization_config") or {}).get("quant_method"):
         fields |= {"quantization": method}
         if method == _REX_OMNI_AWQ.quantization:

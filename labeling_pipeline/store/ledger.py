@@ -170,8 +170,8 @@ def current_regions(
 ) -> pa.Table:
     """The boxes that an entry found of a label, on every image that it was asked of.
 
-    Returns columns image_id, annotation_id, x0_px, y0_px, x1_px, y1_px; an image without boxes has
-    one row with NULL in all but the first.
+    Returns columns image_id, annotation_id, x0_px, y0_px, x1_px, y1_px, text; an image without
+    boxes has one row with NULL in all but the first.
     """
     sql = f"""
     WITH current_keys AS ({_keys_sql(model_keys)}),
@@ -184,7 +184,7 @@ def current_regions(
         WHERE entry = $1 AND label = $2 AND x0_px IS NOT NULL
         QUALIFY parser_version = max(parser_version) OVER (PARTITION BY generation_id)
     )
-    SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px
+    SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px, a.text
     FROM holding h LEFT JOIN newest a
         ON a.generation_id = h.generation_id AND (a.score IS NULL OR a.score >= $3)
     ORDER BY h.image_id, a.position

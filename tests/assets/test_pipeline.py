@@ -2,11 +2,16 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
+from matplotlib.ft2font import FT2Font
+from PIL import Image
 
 from definitions import build_definitions
+from labeling_pipeline.drawing import font_files
 from labeling_pipeline.home import Environment
 from labeling_pipeline.plan import class_slug, parse_plan
+from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 BOXES = {"cat": [[100, 100, 500, 500]], "dog": [[200, 200, 800, 900]]}
@@ -81,6 +86,38 @@ def test_the_whole_graph_goes_from_folders_to_a_report(pipeline, script, image_r
     assert (len(cows["images"]), cows["annotations"]) == (4, [])
     report = (pipeline.home / "reports" / "report.html").read_text()
     assert "Über Kühe" in report
+
+
+@pytest.mark.parametrize("name", ["猫", "Größe #1", "кошка и собака"])
+def test_class_names_of_any_script_are_asked_answered_stored_exported_and_drawn(
+    pipeline, script, tmp_path, name
+):
+    root = tmp_path / "photos"
+    picture = draw_scene(np.random.default_rng(3), 160, 120).image
+    for folder in (name, "other"):
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(picture if folder == name else picture[::-1]).save(root / folder / "1.png")
+    log = tmp_path / "asked.jsonl"
+    model = script(boxes={name: [[300, 300, 700, 800]]}, log=str(log))
+    definitions = pipeline.definitions(model, root)
+    slug = class_slug(name)
+    assert sorted(pipeline.ingest(definitions)) == sorted([slug, "other"])
+    per_class = ("object_annotations", "visualizations", "class_exports")
+    assert pipeline.run(definitions, *per_class, classes=[slug]).success
+    assert name in json.loads(log.read_text())["labels"]
+    (found,) = pipeline.query("SELECT label, answered_in FROM annotations")
+    assert found["label"] == name
+    (answer,) = pipeline.query("SELECT prompt, raw_text FROM generations")
+    assert name in answer["prompt"]
+    assert name in answer["raw_text"]
+    results = pipeline.home / "auto_labeling_results" / slug
+    document = json.loads((results / f"{slug}.json").read_text(encoding="utf-8"))
+    assert (document["class"], len(document["annotations"])) == (name, 1)
+    (drawn,) = results.glob("vis_*.jpg")
+    assert Image.open(drawn).height >= 120
+    # Its label stands there in characters, not in the boxes that stand for missing ones.
+    drawable = [FT2Font(file).get_charmap() for _, file in font_files(name)]
+    assert {ord(character) for character in name} <= set().union(*drawable)
 
 
 def test_materializing_one_class_answers_every_class_of_its_group(pipeline, script, tmp_path):

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.evaluation.actions import evaluate_actions
+from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
 from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
 from labeling_pipeline.evaluation.report import (
     ActionReport,
+    AgreementReport,
     CoverageRow,
     EntryDetection,
     ModelUse,
@@ -49,6 +51,18 @@ def full():
     actions = evaluate_actions(
         pd.DataFrame({"true_action": ["run", "sit"], "predicted_action": ["run", None]})
     )
+    agreement = compare_entries(
+        pd.DataFrame(
+            [
+                ("cat/a.jpg", "cat", "objects", "others", "a", "found", "found"),
+                ("cat/b.jpg", "cat", "objects", "others", "b", "found", "failed"),
+            ],
+            columns=ASKED_COLUMNS,
+        ),
+        pd.DataFrame(
+            [("objects", "cat", "a", 0, 0, 9, 9)], columns=["entry", "class", "image_id", *BOX]
+        ),
+    )
     return replace(
         EMPTY,
         images=2,
@@ -58,6 +72,7 @@ def full():
         ),
         rejects=(RejectedFile("Sitting/b.jpg", "exact_duplicate", "same content as a.jpg"),),
         detection=(EntryDetection("objects", boxes, keypoints, (picture(),)),),
+        agreement=AgreementReport(agreement, (picture("JPEG"),)),
         actions=ActionReport(actions, (picture(width=1200),)),
         examples=(picture("JPEG"),),
         models=(ModelUse("objects", "rex", "org/rex", "abc", "MIT", "k1", {"dtype": "float32"}),),
@@ -90,7 +105,7 @@ class Page(HTMLParser):
 def test_the_whole_page_has_every_section_and_is_well_formed():
     page = Page(render_report(full()))
     assert page.sections == [
-        *("classes", "detection", "actions", "examples", "rejects", "provenance")
+        *("classes", "detection", "agreement", "actions", "examples", "rejects", "provenance")
     ]
     assert page.open == []
 
@@ -140,6 +155,7 @@ def test_the_headlines_add_up():
     assert values["Without an answer"] == ("2", "28.6% of the outcomes")
     assert values["F1 of objects"] == ("1.00", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
+    assert values["Agreement of models"] == ("0.00", "1 image compared")
     assert values["Action accuracy"] == ("50.0%", "100.0% where predicted")
 
 

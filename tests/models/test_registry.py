@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,20 @@ from labeling_pipeline.errors import ConfigurationError, ModelError, UnknownMode
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import (
     EMBEDDED,
+    capabilities,
+    default_model,
     find_card,
     load_model,
     model_for,
+    models_for,
     registered_names,
     require_task,
 )
 from labeling_pipeline.models.rex_omni import RexOmni
 from labeling_pipeline.models.scripted import ScriptedModel
 from labeling_pipeline.tasks import Request, Task
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def checkpoint(folder: Path, model_type: str = "qwen2_5_vl", card: str | None = None) -> Path:
@@ -170,19 +176,127 @@ def test_a_task_the_model_cannot_do_names_the_models_that_can():
 
 
 @pytest.mark.parametrize(
-    ("task", "preferred", "expected"),
+    ("task", "preferred", "device", "expected"),
     [
-        pytest.param(Task.OCR_BOX, EMBEDDED, "rapidocr", id="it reads no text"),
-        pytest.param(Task.OCR_POLYGON, EMBEDDED, "rapidocr", id="nor outlines of text"),
-        pytest.param(Task.OCR_BOX, "rex-omni", "rex-omni", id="it can read"),
-        pytest.param(Task.DETECTION, EMBEDDED, EMBEDDED, id="it can detect"),
-        pytest.param(Task.DETECTION, "rapidocr", "rapidocr", id="it cannot, nor is there another"),
+        pytest.param(Task.DETECTION, EMBEDDED, "cuda", EMBEDDED, id="it can, whatever the device"),
+        pytest.param(Task.OCR_BOX, "rex-omni", "cpu", "rex-omni", id="it can, though slowly"),
+        pytest.param(Task.OCR_BOX, EMBEDDED, "cpu", "rapidocr", id="text on a CPU"),
+        pytest.param(Task.OCR_POLYGON, EMBEDDED, "cuda:1", "rex-omni", id="text on a GPU"),
+        pytest.param(Task.POINTING, EMBEDDED, "cuda", "rex-omni", id="points on a GPU"),
+        pytest.param(Task.POINTING, EMBEDDED, "cpu", EMBEDDED, id="nothing else on a CPU"),
     ],
 )
-def test_a_preferred_model_that_reads_no_text_makes_way_for_one_that_does(
-    task: Task, preferred: str, expected: str
+def test_a_preferred_model_that_cannot_makes_way_for_the_default_of_the_hardware(
+    task: Task, preferred: str, device: str, expected: str
 ):
-    assert model_for(task, preferred) == expected
+    assert model_for(task, preferred, device) == expected
+
+
+def test_the_defaults_of_tasks_are_registered_models_that_can():
+    for task in Task:
+        for hardware in ("cpu", "gpu"):
+            name = default_model(task, hardware)
+            assert name is None or name in models_for(task)
+
+
+def test_the_capability_table_in_the_docs_is_the_one_that_is_printed():
+    docs = (REPOSITORY / "docs/models.md").read_text(encoding="utf-8")
+    for header, *rows in capabilities().values():
+        rule = ("---",) * len(header)
+        table = "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+        assert table in docs, f"put this into docs/models.md:\n{table}"
+
+
+# Models of installed packages
+
+
+def package(folder: Path, value: str, source: str) -> dict[str, str]:
+    """Environment in which a package with this entry point is installed."""
+    info = folder / "acme_models-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-models\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[labeling_pipeline.models]\nacme = {value}\n")
+    (folder / "acme_models.py").write_text(source)
+    return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
+
+
+ACME = """
+from labeling_pipeline.models.cards import ModelCard
+from labeling_pipeline.models.scripted import ScriptedModel
+from labeling_pipeline.tasks import Task
+
+CARD = ModelCard(
+    name="{name}", adapter="acme_models:Acme", checkpoint={script!r}, revision="1",
+    licence="MIT", tasks=(Task.DETECTION,), min_pixels=1, max_pixels=1 << 20,
+)
+
+class Acme(ScriptedModel):
+    pass
+"""
+
+
+def test_an_installed_package_adds_a_model_that_plans_can_name(tmp_path: Path, image_root: Path):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"boxes": {"cat": [[100, 100, 500, 500]]}}))
+    source = ACME.format(name="acme", script=str(script))
+    environment = package(tmp_path / "site", "acme_models:CARD", source)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("model: acme\nentries: [{name: thing, task: detection, classes: [cat]}]\n")
+    listed = subprocess.run(
+        [sys.executable, "-m", "labeling_pipeline", "tasks"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "acme" in listed.stdout
+    home = tmp_path / "home"
+    subprocess.run(
+        [sys.executable, "run.py", str(image_root), "--plan", str(plan), "--class", "cat"],
+        cwd=REPOSITORY,
+        env=environment | {"LABELING_HOME": str(home)},
+        check=True,
+        capture_output=True,
+    )
+    found = json.loads((home / "auto_labeling_results/cat/cat.json").read_text())
+    assert len(found["annotations"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "message"),
+    [
+        pytest.param(
+            "acme_models:CARD",
+            "import nothing_of_that_name",
+            "could not be loaded: Mod",
+            id="does not import",
+        ),
+        pytest.param("acme_models:MISSING", "", "could not be loaded: Attr", id="not there"),
+        pytest.param(
+            "acme_models:CARD", "CARD = {}", "expected a ModelCard, got dict", id="no card"
+        ),
+        pytest.param(
+            "acme_models:CARD",
+            ACME.format(name="rex-omni", script="x"),
+            "adds a model called 'rex-omni', but there is one already",
+            id="taken",
+        ),
+    ],
+)
+def test_a_package_that_adds_no_model_is_named_with_the_fix(
+    tmp_path: Path, value: str, source: str, message: str
+):
+    code = "from labeling_pipeline.models.registry import find_card; find_card('rex-omni')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=package(tmp_path, value, source),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"the entry point 'acme' ({value}) of acme-models" in done.stderr
+    assert message in done.stderr
+    assert "uninstall the package" in done.stderr
 
 
 def test_a_model_is_made_once_for_each_name_and_settings():

@@ -14,6 +14,7 @@ OVER_ALL = (
     "action_predictions",
     "har_evaluation",
     "detection_evaluation",
+    "model_agreement",
     "annotation_report",
 )
 POISON_SIZE_PX = (210, 80)
