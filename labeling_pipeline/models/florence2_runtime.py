@@ -57,15 +57,16 @@ class Florence2Runtime:
         disable_progress_bar()
         self.card = card
         self.device = choose_device(settings.device)
-        options = load_options(card, settings, self.device)
+        options = load_options(card, settings, self.device, in_place=False)
         source = {"revision": card.revision, "cache_dir": settings.cache_dir}
         if card.revision == FOLDER:
             source = {}
         try:
             self.processor = Florence2Processor.from_pretrained(card.checkpoint, **source)
-            self.model = Florence2ForConditionalGeneration.from_pretrained(
+            model = Florence2ForConditionalGeneration.from_pretrained(
                 card.checkpoint, **options, **source
-            ).eval()
+            )
+            self.model = model.to(self.device).eval()
         except ImportError as error:
             raise MissingDependencyError(f"{card.name} needs another package: {error}") from error
         except (OSError, ValueError) as error:

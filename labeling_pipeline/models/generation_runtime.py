@@ -243,8 +243,13 @@ def choose_attention(
     return wanted
 
 
-def load_options(card: ModelCard, settings: ModelSettings, device: torch.device) -> dict[str, Any]:
+def load_options(
+    card: ModelCard, settings: ModelSettings, device: torch.device, *, in_place: bool
+) -> dict[str, Any]:
     """What ``from_pretrained`` is told beside where the weights are.
+
+    in_place: let gigabytes of weights go straight onto the device, so that they never stand in main
+        memory as a whole.
 
     Raises:
         ConfigurationError: the settings do not go with each other.
@@ -259,8 +264,7 @@ def load_options(card: ModelCard, settings: ModelSettings, device: torch.device)
     }
     if card.quantization == "awq":
         _require(card.name, "awq", "AWQ weights", "gptqmodel", "accelerate")
-    if device.type != "cpu":
-        # Straight onto the device: gigabytes of weights never stand in main memory as a whole.
+    if in_place and device.type != "cpu":
         _require(card.name, "rex-omni", str(device), "accelerate")
         options["device_map"] = {"": device}
     if settings.quantization == "int8":

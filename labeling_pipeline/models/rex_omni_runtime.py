@@ -73,7 +73,7 @@ class RexOmniRuntime:
         self.card = card
         self.settings = settings
         self.device = choose_device(settings.device)
-        options = load_options(card, settings, self.device)
+        options = load_options(card, settings, self.device, in_place=True)
         source = {
             "revision": card.revision,
             "cache_dir": settings.cache_dir,

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
 
-from labeling_pipeline.__main__ import app
 from labeling_pipeline.errors import ConfigurationError, ModelError, UnknownModelError
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import (
@@ -333,14 +330,3 @@ def test_weights_that_cannot_be_loaded_are_not_reached_for_again_at_once(tmp_pat
     with pytest.raises(ModelError, match="could not be loaded from") as second:
         model.generate([request])
     assert second.value.__cause__ is first.value
-
-
-def test_the_capability_table_names_every_task_and_the_models_that_can(monkeypatch):
-    monkeypatch.setattr("labeling_pipeline.__main__.console", Console(width=300))
-    result = CliRunner().invoke(app, ["tasks"])
-    assert result.exit_code == 0, result.output
-    rows = [[cell.strip() for cell in line.split("│")] for line in result.output.splitlines()]
-    models_of = {row[1]: row[3].split(", ") for row in rows if len(row) == 5}
-    for task in Task:
-        assert models_of[task] == [n for n in registered_names() if task in find_card(n).tasks]
-        assert models_of[task] != [""]
