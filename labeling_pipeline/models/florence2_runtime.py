@@ -56,6 +56,7 @@ class Florence2Runtime:
         # Its bar would break into ours, for weights that load in milliseconds.
         disable_progress_bar()
         self.card = card
+        self.settings = settings
         self.device = choose_device(settings.device)
         options = load_options(card, settings, self.device, in_place=False)
         source = {"revision": card.revision, "cache_dir": settings.cache_dir}
@@ -157,6 +158,7 @@ class Florence2Runtime:
             pad_token_id=self.tokenizer.pad_token_id,
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([loops]),
+            cache_implementation="static" if self.settings.static_cache else None,
         )
         ids = sequences[:, 1:]
         records = recorder.finish(ids)

@@ -260,3 +260,11 @@ def test_another_architecture_under_the_same_name_is_told(tmp_path):
     card = find_card(NAME).model_copy(update={"checkpoint": str(tmp_path)})
     with pytest.raises(ModelError, match="could not be loaded"):
         Florence2(card, ModelSettings(device="cpu")).generate([request_for(Task.CAPTION)[0]])
+
+
+def test_a_static_cache_answers_the_same(model):
+    static = load_model(NAME, ModelSettings(device="cpu", static_cache=True))
+    requests = [request_for(task)[0] for task in (Task.CAPTION, Task.OBJECT_DETECTION)]
+    for one, other in zip(model.generate(requests), static.generate(requests), strict=True):
+        assert one.tokens == other.tokens
+    assert static.model_key == model.model_key
