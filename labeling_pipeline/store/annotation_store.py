@@ -63,8 +63,11 @@ class AnnotationStore:
             connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator["Transaction"]:
+    def transaction(self, *, threads: int | None = None) -> Iterator["Transaction"]:
         """One transaction: committed at the end of the block, rolled back if it raises.
+
+        threads: of DuckDB; by default one a core. A few rows need one, and it leaves the cores to
+            whoever works beside them.
 
         Raises:
             StoreBusyError: other processes held the file for longer than ``busy_timeout_s``.
@@ -72,7 +75,7 @@ class AnnotationStore:
         """
         self._prepare()
         with self._locked():
-            connection = self._connect(read_only=False)
+            connection = self._connect(read_only=False, threads=threads)
             try:
                 with self._damage_named():
                     connection.begin()
@@ -104,7 +107,8 @@ class AnnotationStore:
                 "it away and restore a backup, or label again"
             ) from error
 
-    def _connect(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    def _connect(self, *, read_only: bool, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+        config = {} if threads is None else {"threads": threads}
         attempts = Retrying(
             retry=retry_if_exception(_is_held_elsewhere),
             wait=wait_random(0.005, 0.05),
@@ -112,7 +116,7 @@ class AnnotationStore:
             reraise=True,
         )
         try:
-            return attempts(duckdb.connect, str(self.path), read_only=read_only)
+            return attempts(duckdb.connect, str(self.path), read_only=read_only, config=config)
         except duckdb.Error as error:
             if _is_held_elsewhere(error):
                 raise StoreBusyError(
