@@ -1,6 +1,6 @@
 """Trains the tiny Florence-2 checkpoint from scratch on one CPU thread.
 
-python -m training.florence_2.train --run runs/florence-2 --minutes 50
+python -m training.florence_2.train --run runs/florence-2 --minutes 48
 """
 
 import argparse
@@ -43,10 +43,10 @@ def is_matrix(name: str, weight: nn.Parameter) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of states and log")
-    parser.add_argument("--minutes", type=float, default=50.0, help="of processor time")
+    parser.add_argument("--minutes", type=float, default=48.0, help="of processor time")
     parser.add_argument("--pictures", type=int, default=32, help="pictures in a batch")
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=2e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.008)
+    parser.add_argument("--adam-lr", type=float, default=1e-3)
     parser.add_argument("--hold", type=float, default=0.15, help="share of the run at peak rate")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
