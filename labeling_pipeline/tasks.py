@@ -63,7 +63,8 @@ class TaskRule:
 
     default_label: what is asked where the plan says nothing; ``None``: the class's name.
     labels_per_prompt: at most so many labels share a prompt; ``None``: the plan decides.
-    reads_text: annotations carry words of the model's own: text it read, or a description.
+    reads_text: annotations carry words of the model's own.
+    describes: these words name or describe a thing; otherwise they stand on it and were read.
     needs_references: it is asked about boxes that are given, and of no image without any.
     of_whole_image: what it says of an image does not follow from what it says of parts.
     """
@@ -73,6 +74,7 @@ class TaskRule:
     default_label: str | None = None
     labels_per_prompt: int | None = None
     reads_text: bool = False
+    describes: bool = False
     asks: Asks = Asks.NAME
     needs_references: bool = False
     of_whole_image: bool = False
@@ -93,6 +95,7 @@ def _unit_rule(
         default_label=unit,
         labels_per_prompt=1,
         reads_text=reads_text,
+        describes=reads_text and unit not in ("word", "text"),
         asks=Asks.UNIT,
         needs_references=about_regions,
         of_whole_image=geometry is Geometry.NONE or unit == "caption",
@@ -153,6 +156,7 @@ RULES: dict[Task, TaskRule] = {
         "boxes of what the phrases of a given caption speak of",
         labels_per_prompt=1,
         reads_text=True,
+        describes=True,
         asks=Asks.PHRASE,
     ),
     Task.REFERRING_SEGMENTATION: TaskRule(

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
+from PIL import Image
 
 from definitions import build_definitions
 from labeling_pipeline.home import Environment
 from labeling_pipeline.models import florence2_protocol, rex_omni_protocol
 from labeling_pipeline.plan import parse_plan
+from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import RULES, Geometry, Task
 
@@ -109,3 +112,51 @@ def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_ro
         assert points["left eye"] is None
         assert len(points) == 17
     assert len(list((home / "auto_labeling_results/cat").glob("vis_*.jpg"))) == 4
+
+
+@pytest.mark.checkpoint
+def test_a_real_model_names_describes_captions_and_outlines_through_the_pipeline(tmp_path):
+    root = tmp_path / "images"
+    (root / "scenes").mkdir(parents=True)
+    for number in range(3):
+        drawn = draw_scene(np.random.default_rng([9, number]), 320, 240, ["circle", "star"])
+        Image.fromarray(drawn.image).save(root / "scenes" / f"{number}.png")
+    plan = parse_plan(
+        """
+model: tiny-florence-2
+entries:
+  - {name: object, task: object_detection}
+  - {name: description, task: region_to_description, regions: object}
+  - {name: caption, task: grounded_caption}
+  - {name: outline, task: referring_segmentation, ask: {scenes: a star}}
+"""
+    )
+    home = tmp_path / "home"
+    definitions = build_definitions(plan, Environment(home, Path("unused"), root))
+    with dg.DagsterInstance.ephemeral() as instance:
+        for selection, partition in (
+            (["raw_images", "clean_images"], None),
+            ([entry.asset for entry in plan.entries], "scenes"),
+            (["visualizations", "class_exports"], "scenes"),
+        ):
+            assert dg.materialize(
+                list(definitions.assets),
+                selection=selection,
+                partition_key=partition,
+                instance=instance,
+                resources=definitions.resources,
+            ).success
+
+    folder = home / "auto_labeling_results" / "scenes"
+    documents = [json.loads((folder / "scenes.json").read_text())]
+    for name in ("description", "caption", "outline"):
+        documents.append(json.loads((folder / f"scenes_{name}.json").read_text()))
+    objects, descriptions, captions, outlines = (d["annotations"] for d in documents)
+    assert sorted(a["text"] for a in objects) == ["circle"] * 3 + ["star"] * 3
+    assert {a["text"].split()[-1] for a in descriptions} == {"circle", "star"}
+    assert len(descriptions) == len(objects)
+    whole = [a["text"] for a in captions if a["bbox"] is None]
+    assert whole == ["a circle and a star"] * 3
+    assert len(captions) == 3 * len(["the caption", "a circle", "a star"])
+    assert [len(a["polygon"]) for a in outlines] == [10] * 3
+    assert len(list(folder.glob("vis_*.jpg"))) == 3
