@@ -59,7 +59,7 @@ from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
-from labeling_pipeline.tasks import RULES, Asks, Geometry, Task
+from labeling_pipeline.tasks import RULES, Geometry, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,8 +110,8 @@ def evaluate_entries(
     evaluations = {}
     for entry in plan.entries:
         rule = RULES[entry.task]
-        # Regions, words and captions bear no name that the ground truth could know.
-        if rule.asks is not Asks.NAME or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
+        # What is described bears no name that the ground truth could know.
+        if rule.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
             continue
         of_entry = outcomes[outcomes["entry"] == entry.name]
         asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
