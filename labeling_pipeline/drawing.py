@@ -46,7 +46,7 @@ def draw_annotations(
     """Draw boxes, points, outlines, keypoints with their skeleton, and what they are.
 
     Text that was read stands on a page of its own beside or below the picture, where it was read,
-    so that it hides nothing and the two are easily compared.
+    so that it hides nothing and the two are easily compared. Text for the whole image stands below.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -56,7 +56,7 @@ def draw_annotations(
 
     Returns:
         (height', width', 3) uint8 RGB: enlarged if the longer side is under 640 px, with the page
-        of texts if any was read, and taller by the strip of the title.
+        of texts if any has a place, and taller by the strips of title and of text for the image.
 
     Raises:
         ValueError: the image is not of that shape and type.
@@ -75,11 +75,14 @@ def draw_annotations(
     named = [annotation for annotation in annotations if annotation.text is None]
     canvas = _draw_labels(canvas, named, scale, font_px)
     canvas = np.ascontiguousarray(canvas[..., ::-1])
-    if len(named) < len(annotations):
+    if any(a.text is not None and not _is_about_whole_image(a) for a in annotations):
         beside = canvas.shape[0] >= canvas.shape[1]
         canvas = np.concatenate([canvas, _text_page(canvas, annotations, scale)], axis=int(beside))
     if not annotations:
         canvas = _draw_note(canvas, "nothing found", font_px)
+    for annotation in annotations:
+        if annotation.text and _is_about_whole_image(annotation):
+            canvas = _captioned(canvas, annotation.text, font_px)
     return canvas if title is None else _titled(canvas, title, font_px)
 
 
@@ -435,6 +438,40 @@ def _titled(canvas: np.ndarray, title: str, font_px: int) -> np.ndarray:
         anchor="lm",
     )
     return np.concatenate([np.asarray(strip), canvas])
+
+
+def _is_about_whole_image(annotation: Annotation) -> bool:
+    return annotation.bbox is None and annotation.point is None and not annotation.polygon
+
+
+def _captioned(canvas: np.ndarray, text: str, font_px: int) -> np.ndarray:
+    """Add a strip below with all of the text, in as many lines as it takes."""
+    font = _font(text, font_px)
+    pad, line_px = font_px // 2, round(font_px * 1.4)
+    lines = _wrapped(text, font, canvas.shape[1] - 2 * pad)
+    strip = Image.new("RGB", (canvas.shape[1], len(lines) * line_px + 2 * pad), _BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        place = (pad, pad + (number + 0.5) * line_px)
+        draw.text(place, line, font=font, fill=_INK, anchor="lm")
+    return np.concatenate([canvas, np.asarray(strip)])
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> list[str]:
+    """Lines no wider than that: broken between words, or inside one that is wider itself."""
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".strip()
+        if font.getlength(candidate) <= width_px:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width_px:
+                lines.append("")
+            lines[-1] += character
+    return lines
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling_pipeline.annotations import Generation, State
+from labeling_pipeline.annotations import Box, Generation, State
 from labeling_pipeline.asking.names import names_of
 from labeling_pipeline.asking.questions import Answered, Conclusion, Question, Region
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
@@ -33,7 +33,7 @@ from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import class_standing, current_regions, due_images
-from labeling_pipeline.tasks import Request, Task
+from labeling_pipeline.tasks import RULES, Request, Task
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -344,7 +344,7 @@ class _Loop:
 
     def _settle_unasked(self, images: list[_Image]) -> list[_Image]:
         """Settle the images of which nothing can be asked; returns the others."""
-        if self.entry.task is Task.VISUAL_PROMPTING:
+        if RULES[self.entry.task].needs_references and not self.entry.regions:
             has_question = [image.path in self.entry.references for image in images]
             state = State.UNSUPPORTED
             reason = "no reference boxes: give some for this image under `references` in the plan"
@@ -410,7 +410,7 @@ class _Loop:
                     question.task,
                     question.labels,
                     self.entry.skeleton if question.task is Task.KEYPOINT else None,
-                    self.entry.references.get(image.path, ()),
+                    self._references(image, question),
                 )
                 prepared.prepared.append(self.model.prepare(request))
                 prepared.sizes_px.append(request.size_px)
@@ -419,6 +419,12 @@ class _Loop:
         except Exception as error:  # whatever one image does to a decoder or a processor
             image.error = error
         return prepared
+
+    def _references(self, image: _Image, question: Question) -> tuple[Box, ...]:
+        """The boxes that a question about the whole image is about."""
+        if question.region is not None and question.crop_px is None:
+            return (question.region.box,)
+        return self.entry.references.get(image.path, ())
 
     def _answer(self, batch: Sequence[_Prepared]) -> None:
         """Ask what was prepared and read the answers; what fails is noted on the image."""

@@ -83,7 +83,7 @@ class Entry(BaseModel):
     )
     references: dict[str, tuple[Box, ...]] = Field(
         default_factory=dict,
-        description="image path -> reference boxes in pixels, for the task visual_prompting",
+        description="image path -> reference boxes in pixels, for tasks that need them",
     )
     distractors: tuple[str, ...] = ()
     # Measured, see benchmarks/grouping.py: most of the speed is gained by five, and company of any
@@ -102,7 +102,7 @@ class Entry(BaseModel):
 
     @model_validator(mode="after")
     def _check_tiles(self) -> Self:
-        if self.tiles is not None and self.task in (Task.KEYPOINT, Task.VISUAL_PROMPTING):
+        if self.tiles is not None and not RULES[self.task].can_be_tiled:
             raise ValueError(
                 f"expected no tiles with {self.task}, got some: drop them"
                 + (", and use top_down" if self.task is Task.KEYPOINT else "")
@@ -260,7 +260,8 @@ def _check_source(entry: Entry, earlier: Sequence[Entry], expected: str) -> None
     if both:
         raise ValueError(f"{expected}.{field} without {', '.join(others)}, got {both[0]}: drop one")
     if entry.regions:
-        fitting = [one for one in earlier if RULES[one.task].geometry is not Geometry.POINT]
+        without_boxes = (Geometry.POINT, Geometry.NONE)
+        fitting = [one for one in earlier if RULES[one.task].geometry not in without_boxes]
         what = "yields boxes"
     else:
         if RULES[entry.task].labels_per_prompt or entry.skeleton:
@@ -424,7 +425,7 @@ def entry_requests(
     label_of = {slug: entry.label_for(covered[slug]) for slug in slugs}
     # Labels that come from another entry stand in no plan: whoever asks them looks at each.
     reasons = {
-        label: None if entry.labels_from else model.why_unsupported(label)
+        label: None if entry.labels_from else model.why_unsupported(label, entry.task)
         for label in label_of.values()
     }
     unsupported = {
@@ -445,7 +446,9 @@ def entry_requests(
         # A task that takes one label a prompt has no room for others beside it.
         alone = RULES[entry.task].labels_per_prompt == 1
         distractors = () if alone else dict.fromkeys(entry.distractors)
-        extra = [d for d in distractors if d not in labels and not model.why_unsupported(d)]
+        extra = [
+            d for d in distractors if d not in labels and not model.why_unsupported(d, entry.task)
+        ]
         asked = (*labels, *extra)
         text = model.prompt(entry.task, asked, entry.skeleton)
         identity: list[Any] = [entry.name, entry.task, text, asked]

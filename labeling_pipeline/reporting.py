@@ -109,7 +109,9 @@ def evaluate_entries(
     keypoints = _with_image_ids(truth.keypoints, image_of)
     evaluations = {}
     for entry in plan.entries:
-        if RULES[entry.task].geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
+        rule = RULES[entry.task]
+        # What is described bears no name that the ground truth could know.
+        if rule.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
             continue
         of_entry = outcomes[outcomes["entry"] == entry.name]
         asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from labeling_pipeline.labeling import Progress, class_names, model_keys
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
+from labeling_pipeline.tasks import RULES
 
 _SHEET_IMAGES = 6
 _TWIN_IOU = 0.7
@@ -102,7 +103,7 @@ def draw_class(
     drawn = 0
     for done, image in enumerate(images.itertuples(index=False), 1):
         rows = by_image.get(image.image_id)
-        found = [] if rows is None else [annotation_of(row) for row in rows.itertuples()]
+        found = [] if rows is None else [drawn_annotation(r, plan) for r in rows.itertuples()]
         found = _without_plain_twins(found)
         name = f"vis_{image.image_number}.jpg"
         shown[name] = hashlib.sha256(repr((image.image_id, found)).encode()).hexdigest()[:16]
@@ -153,6 +154,15 @@ def annotation_of(row: Any) -> Annotation:
         text=_given(row.text),
         score=None if pd.isna(row.score) else float(row.score),
     )
+
+
+def drawn_annotation(row: Any, plan: Plan) -> Annotation:
+    """A row of table ``annotations`` as it is drawn: what a model calls a thing is its label."""
+    annotation = annotation_of(row)
+    describes = RULES[plan.entry(row.entry).task].describes
+    if not describes or annotation.text is None or annotation.bbox is None:
+        return annotation
+    return replace(annotation, label=annotation.text, text=None)
 
 
 def _given(value: Any) -> Any:

@@ -428,7 +428,17 @@ def test_a_part_that_is_taken_for_another_thing_makes_way_for_the_whole_thing():
     assert labels["dog"].answer.annotations == ()
 
 
-@pytest.mark.parametrize("task", [Task.KEYPOINT, Task.VISUAL_PROMPTING])
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task.KEYPOINT,
+        Task.VISUAL_PROMPTING,
+        Task.REGION_TO_OCR,
+        Task.CAPTION,
+        Task.GROUNDED_CAPTION,
+        Task.OCR,
+    ],
+)
 def test_tiles_are_refused_where_they_make_no_sense(task: Task):
     with pytest.raises(ValueError, match=f"expected no tiles with {task}"):
         Entry(name="object", task=task, tiles=Tiling())
@@ -447,6 +457,13 @@ def test_every_region_is_asked_about_on_its_crop():
         Question(Task.KEYPOINT, ("person",), (375, 50, 525, 350), REGIONS[1]),
     )
     assert first_questions(CLOSER, group("person"), SIZE, ()) == ()
+
+
+def test_a_task_about_boxes_is_asked_about_every_region_on_the_whole_image():
+    closer = Entry(name="name", task=Task.REGION_TO_CATEGORY, regions="object")
+    assert first_questions(closer, group("region"), SIZE, REGIONS) == tuple(
+        Question(Task.REGION_TO_CATEGORY, ("region",), None, region) for region in REGIONS
+    )
 
 
 def test_of_the_people_in_a_crop_the_one_that_the_region_is_about_counts():

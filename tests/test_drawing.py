@@ -5,6 +5,8 @@ from PIL import Image
 from labeling_pipeline.annotations import Annotation, Keypoint
 from labeling_pipeline.drawing import (
     PALETTE,
+    _font,
+    _wrapped,
     contact_sheet,
     draw_annotations,
     label_color,
@@ -181,6 +183,26 @@ def test_a_title_stands_above_the_picture_and_covers_nothing():
     plain, titled = draw_annotations(image, boxes), draw_annotations(image, boxes, title="a/b.jpg")
     assert titled.shape[0] > plain.shape[0]
     np.testing.assert_array_equal(titled[-plain.shape[0] :], plain)
+
+
+def test_text_for_the_whole_image_stands_below_it_and_covers_nothing():
+    image = gray()
+    boxes = [Annotation("x", (10, 10, 90, 90))]
+    plain = draw_annotations(image, boxes)
+    one = draw_annotations(image, [*boxes, Annotation("caption", text="two cows")])
+    many = draw_annotations(image, [*boxes, Annotation("caption", text="two cows " * 40)])
+    assert plain.shape[0] < one.shape[0] < many.shape[0]
+    for captioned in (one, many):
+        assert captioned.shape[1] == plain.shape[1]
+        np.testing.assert_array_equal(captioned[: plain.shape[0]], plain)
+
+
+def test_a_word_wider_than_the_picture_is_broken_and_none_of_it_lost():
+    font = _font("W", 20)
+    text = "a " + "W" * 100 + " b"
+    lines = _wrapped(text, font, 300)
+    assert all(font.getlength(line) <= 300 for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from labeling_pipeline.images.cleaning import CleaningRules
 from labeling_pipeline.inventory import clean, update_inventory
 from labeling_pipeline.labeling import ClassSummary, ask, class_names, label_class, model_keys
 from labeling_pipeline.models.registry import load_model
-from labeling_pipeline.plan import parse_plan
+from labeling_pipeline.plan import Entry, parse_plan
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import Request, Task
@@ -404,6 +404,31 @@ def test_an_entry_in_two_steps_looks_closely_at_what_another_entry_found(tmp_pat
         )
         == [("object", "pose", [4, 3, 92, 69], 17)] * 2
     )
+
+
+def test_what_one_entry_found_is_described_by_another_in_its_place(tmp_path: Path):
+    project = two_steps(tmp_path, cat=1)
+    script = tmp_path / "describer.json"
+    script.write_text(json.dumps({"raw_text": "un chat"}))
+    entry = Entry(
+        name="pose",
+        task=Task.REGION_TO_DESCRIPTION,
+        model=f"scripted:{script}",
+        regions="object",
+    )
+    entries = (project.plan.entries[0], entry)
+    project.plan = project.plan.model_copy(update={"entries": entries})
+    project.label("cat")
+    assert dict(pose(project, "cat").states) == {"found": 1}
+    (box,) = project.rows("SELECT x0_px, y0_px, x1_px, y1_px FROM annotations WHERE text IS NULL")
+    (described,) = project.rows(
+        "SELECT text, x0_px, y0_px, x1_px, y1_px FROM annotations WHERE text IS NOT NULL"
+    )
+    assert described[0] == "un chat"
+    # The region went through the bins of the prompt, a thousandth of the image each.
+    assert described[1:] == pytest.approx(box, abs=0.1)
+    (prompt,) = project.rows("SELECT prompt FROM generations WHERE task = 'region_to_description'")
+    assert prompt[0].startswith("What does the region <loc_200><loc_200><loc_800><loc_800>")
 
 
 def test_images_on_which_nothing_was_found_are_absent_without_being_asked(tmp_path: Path):

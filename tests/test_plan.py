@@ -188,7 +188,7 @@ MISTAKES = {
     ),
     "an unknown task": Mistake(
         entry_with("task: detecting"),
-        *(3, "entries[0].task", "'detection', .* or 'gui_point'", "'detecting'"),
+        *(3, "entries[0].task", "'detection', .* or 'region_to_ocr'", "'detecting'"),
     ),
     "a bad name": Mistake(
         "entries:\n  - task: detection\n    name: My Objects\n",
@@ -220,7 +220,7 @@ MISTAKES = {
     ),
     "a second entry": Mistake(
         "entries:\n  - {name: a, task: detection}\n  - name: b\n    task: walk\n",
-        *(4, "entries[1].task", "'detection', .* or 'gui_point'", "'walk'"),
+        *(4, "entries[1].task", "'detection', .* or 'region_to_ocr'", "'walk'"),
     ),
     "a setting out of range": Mistake(
         "runtime: {batch_size: 0}\nentries: [{name: a, task: detection}]\n",

@@ -21,9 +21,16 @@ _SAID_TWICE_IOU = 0.9
 def questions(
     entry: Entry, group: Group, regions: Sequence[Region], image_size_px: tuple[int, int]
 ) -> tuple[Question, ...]:
-    """One question for every region, about the region and a margin around it."""
+    """One question for every region: on a crop with a margin around it, or on the whole image where
+    the task itself is about a box."""
+    takes_boxes = RULES[entry.task].needs_references
     return tuple(
-        Question(entry.task, group.labels, crop_around(region.box, image_size_px), region)
+        Question(
+            entry.task,
+            group.labels,
+            None if takes_boxes else crop_around(region.box, image_size_px),
+            region,
+        )
         for region in regions
     )
 

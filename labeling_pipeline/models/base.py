@@ -39,7 +39,7 @@ class Model(Protocol):
         self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None
     ) -> str: ...
 
-    def why_unsupported(self, label: str) -> str | None:
+    def why_unsupported(self, label: str, task: Task = Task.DETECTION) -> str | None:
         """Why this label must not be asked, with the fix; ``None`` if it may."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.tasks import Task
+from labeling_pipeline.tasks import RULES, Asks, Task
 
 CARD_FILE = "card.json"
 """What a checkpoint folder says of itself: the fields in which it differs from its family."""
@@ -76,9 +76,18 @@ class ModelCard(BaseModel):
             )
         return card
 
-    def why_not_in_vocabulary(self, label: str) -> str | None:
-        """Why this label must not be asked, with the fix; ``None`` if it may."""
+    def why_not_in_vocabulary(self, label: str, task: Task = Task.DETECTION) -> str | None:
+        """Why this label must not be asked, with the fix; ``None`` if it may.
+
+        A phrase may be asked if it speaks of something in the vocabulary, and so may the unit that
+        is asked by default.
+        """
+        asks = RULES[task].asks
         if self.vocabulary is None or label in self.vocabulary:
+            return None
+        if asks is Asks.UNIT and label == RULES[task].default_label:
+            return None
+        if asks is Asks.PHRASE and any(name in label for name in self.vocabulary):
             return None
         return (
             f"the label {label!r} is outside the vocabulary of {self.name} "

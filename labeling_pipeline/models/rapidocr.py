@@ -127,9 +127,9 @@ class RapidOcr:
         """What is asked, by name: there is no prompt to write."""
         return ", ".join(labels)
 
-    def why_unsupported(self, label: str) -> str | None:
+    def why_unsupported(self, label: str, task: Task = Task.OCR_BOX) -> str | None:
         """Why this label must not be asked, with the fix; ``None`` if it may."""
-        return self.card.why_not_in_vocabulary(label)
+        return self.card.why_not_in_vocabulary(label, task)
 
     def prepare(self, request: Request) -> _Prepared:
         """Turn the colours round, as OpenCV has them, and pad tall strips to the right.

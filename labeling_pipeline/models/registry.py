@@ -20,12 +20,16 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, UnknownModelError
+from labeling_pipeline.models import florence2_protocol, rex_omni_protocol
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import CARD_FILE, FOLDER, ModelCard, ModelSettings
 from labeling_pipeline.tasks import Task
 
 EMBEDDED = "tiny-rex-omni"
-"""The model that ships in the package and is used where nobody names another."""
+"""The model that is used where nobody names another."""
+
+_PACKAGED = (EMBEDDED, "tiny-florence-2")
+"""The checkpoints that ship in the package."""
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _SCRIPTED = "scripted:"
@@ -36,7 +40,7 @@ _REX_OMNI = ModelCard(
     checkpoint="IDEA-Research/Rex-Omni",
     revision="main",
     licence="IDEA License 1.0 (non-commercial); base model under the Qwen Research licence",
-    tasks=tuple(Task),
+    tasks=rex_omni_protocol.TASKS,
     about="Rex-Omni 3B, the real weights; wants a GPU",
     extra="rex-omni",
     min_pixels=16 * 28 * 28,
@@ -58,6 +62,38 @@ _REX_OMNI_AWQ = _REX_OMNI.model_copy(
     }
 )
 
+_FLORENCE_2 = ModelCard(
+    name="florence-2-base",
+    adapter="labeling_pipeline.models.florence2:Florence2",
+    checkpoint="florence-community/Florence-2-base",
+    revision="main",
+    licence="MIT",
+    tasks=florence2_protocol.TASKS,
+    about="Florence-2, 0.23B parameters",
+    min_pixels=768 * 768,
+    max_pixels=768 * 768,
+    dtype="bfloat16",
+    max_new_tokens=1024,
+)
+
+# "ft": fine-tuned by the authors on captioning, detection, grounding and segmentation together.
+_FLORENCE_2_SIZES = {
+    "base": "0.23B parameters",
+    "large": "0.77B parameters",
+    "base-ft": "0.23B parameters, fine-tuned on many tasks",
+    "large-ft": "0.77B parameters, fine-tuned on many tasks",
+}
+_FLORENCE_2_CARDS = [
+    _FLORENCE_2.model_copy(
+        update={
+            "name": f"florence-2-{size}",
+            "checkpoint": f"florence-community/Florence-2-{size}",
+            "about": f"Florence-2, {about}",
+        }
+    )
+    for size, about in _FLORENCE_2_SIZES.items()
+]
+
 _RAPIDOCR = ModelCard(
     name="rapidocr",
     adapter="labeling_pipeline.models.rapidocr:RapidOcr",
@@ -74,7 +110,7 @@ _RAPIDOCR = ModelCard(
     dtype="float32",
 )
 
-_CARDS = (_REX_OMNI, _REX_OMNI_AWQ, _RAPIDOCR)
+_CARDS = (_REX_OMNI, _REX_OMNI_AWQ, *_FLORENCE_2_CARDS, _RAPIDOCR)
 
 ENTRY_POINTS = "labeling_pipeline.models"
 """The group of entry points by which an installed package adds a model card."""
@@ -84,13 +120,14 @@ Hardware = Literal["cpu", "gpu"]
 # What does a task where nobody names a model that can, by hardware. Nothing stands here for a CPU
 # that would need hours on one.
 _DEFAULTS: dict[Task, dict[Hardware, str]] = {
+    **{task: {"cpu": "florence-2-base", "gpu": "florence-2-large"} for task in _FLORENCE_2.tasks},
     **{task: {"gpu": _REX_OMNI.name} for task in _REX_OMNI.tasks},
     Task.OCR_BOX: {"cpu": _RAPIDOCR.name, "gpu": _REX_OMNI.name},
     Task.OCR_POLYGON: {"cpu": _RAPIDOCR.name, "gpu": _REX_OMNI.name},
 }
 
 # What config.json calls the architecture -> the card whose protocol a folder of it speaks.
-_FAMILIES = {"qwen2_5_vl": _REX_OMNI}
+_FAMILIES = {"qwen2_5_vl": _REX_OMNI, "florence2": _FLORENCE_2}
 
 
 def registered_names() -> tuple[str, ...]:
@@ -99,7 +136,7 @@ def registered_names() -> tuple[str, ...]:
     Raises:
         ConfigurationError: an installed package adds something that is no model card.
     """
-    return (EMBEDDED, *_registered())
+    return (*_PACKAGED, *_registered())
 
 
 @cache
@@ -107,7 +144,7 @@ def _registered() -> dict[str, ModelCard]:
     cards = {card.name: card for card in _CARDS}
     for entry_point in entry_points(group=ENTRY_POINTS):
         card = _load_card(entry_point)
-        if card.name in (EMBEDDED, *cards):
+        if card.name in (*_PACKAGED, *cards):
             raise ConfigurationError(
                 f"{_origin(entry_point)} adds a model called {card.name!r}, but there is one "
                 "already: rename it, or uninstall the package"
@@ -161,18 +198,18 @@ def find_card(name: str) -> ModelCard:
             max_pixels=1 << 30,
             dtype="float32",
         )
-    if name == EMBEDDED:
-        return _folder_card(_CHECKPOINTS / EMBEDDED, EMBEDDED)
+    if name in _PACKAGED:
+        return _folder_card(_CHECKPOINTS / name, name)
     for card in _registered().values():
         if name in (card.name, card.checkpoint):
             return card
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _folder_card(folder.resolve(), name)
+    hub = [card.checkpoint for card in _CARDS if card is not _RAPIDOCR]
     raise UnknownModelError(
         f"no model is called {name!r}: expected one of {', '.join(registered_names())}, a hub "
-        f"repository ({', '.join(c.checkpoint for c in (_REX_OMNI, _REX_OMNI_AWQ))}), or a folder "
-        "with a checkpoint"
+        f"repository ({', '.join(hub)}), or a folder with a checkpoint"
     )
 
 

@@ -150,6 +150,8 @@ _PROMPTS: dict[Task, str] = {
     Task.GUI_POINT: 'Point to element "{categories}".',
 }
 
+TASKS = (*_PROMPTS, Task.KEYPOINT)
+
 
 def why_unsupported(label: str) -> str | None:
     """Why this label cannot be put into a prompt, with the fix; ``None`` if it can."""

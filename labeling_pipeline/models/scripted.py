@@ -1,5 +1,7 @@
 """A model that answers from a script: real prompts, real answer format, real parsing, no weights.
 
+It speaks Rex-Omni's protocol, and Florence-2's for the tasks that only Florence-2 has.
+
 For tests that need a model's exact words, its failures or its slowness. The script is a JSON file,
 every key optional:
 
@@ -24,21 +26,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labeling_pipeline.annotations import FinishReason, Generation
+from labeling_pipeline.annotations import FinishReason, Generation, ParsedAnswer
+from labeling_pipeline.models import florence2_protocol
 from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.batching import BatchLimit
 from labeling_pipeline.models.cards import ModelCard, ModelSettings, key_of
 from labeling_pipeline.models.rex_omni import CPU_LIMIT, RexOmni
-from labeling_pipeline.tasks import Request, Task
+from labeling_pipeline.tasks import Request, Skeleton, Task
 
-_PIECES = re.compile(r"<\|[a-z_]+\|>|<[0-9]{1,3}>|[^<]+|<")
+_PIECES = re.compile(r"<\|[a-z_]+\|>|<(?:loc_)?[0-9]{1,3}>|<sep>|</s>|[^<]+|<")
+_COORDINATE = re.compile(r"<(?:loc_)?[0-9]{1,3}>")
 _PROBABILITY, _MASS = 0.8, 0.9
 _ANSWER_KEYS = ("boxes", "raw_text", "loops", "finish_reason")
 _MAX_REPEATS = 1000
 
 
 class ScriptedModel(RexOmni):
-    """Speaks Rex-Omni's protocol with words from a file."""
+    """Speaks the protocols of real models with words from a file."""
 
     def __init__(self, card: ModelCard, settings: ModelSettings) -> None:
         super().__init__(card, settings)
@@ -83,6 +87,34 @@ class ScriptedModel(RexOmni):
                 file.write("".join(f"{line}\n" for line in lines))
         return [self._scripted(request) for request in prepared]
 
+    def prompt(self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
+        """What a real model would be asked."""
+        if task in protocol.TASKS:
+            return super().prompt(task, labels, skeleton)
+        return florence2_protocol.prompt(task, labels)
+
+    def parse(
+        self,
+        generation: Generation,
+        task: Task,
+        labels: Sequence[str],
+        image_size_px: tuple[int, int],
+        skeleton: Skeleton | None = None,
+    ) -> ParsedAnswer:
+        """Read an answer as a real model's would be."""
+        if task in protocol.TASKS:
+            return super().parse(generation, task, labels, image_size_px, skeleton)
+        return florence2_protocol.parse(generation, task, labels, image_size_px)
+
+    def _prompt_of(self, request: Request) -> str:
+        if request.task in protocol.TASKS:
+            return self.prompt(request.task, request.labels, request.skeleton)
+        return florence2_protocol.END.join(
+            florence2_protocol.prompts(
+                request.task, request.labels, request.reference_boxes, request.size_px
+            )
+        )
+
     def _scripted(self, request: Request) -> Generation:
         text = self.script.get("raw_text")
         finish_reason = FinishReason(self.script.get("finish_reason", FinishReason.STOP))
@@ -98,7 +130,7 @@ class ScriptedModel(RexOmni):
         return generation_of(
             text,
             request.size_px,
-            prompt=self.prompt(request.task, request.labels, request.skeleton),
+            prompt=self._prompt_of(request),
             finish_reason=finish_reason,
         )
 
@@ -135,7 +167,7 @@ def generation_of(
         tokens=tokens,
         token_logprobs=(math.log(_PROBABILITY),) * len(tokens),
         token_window_mass=tuple(
-            _MASS if re.fullmatch(r"<[0-9]{1,3}>", token) else math.nan for token in tokens
+            _MASS if _COORDINATE.fullmatch(token) else math.nan for token in tokens
         ),
         none_probs=tuple(none_probs),
         finish_reason=finish_reason,

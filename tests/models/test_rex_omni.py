@@ -16,9 +16,10 @@ from labeling_pipeline.annotations import FinishReason, Generation, State
 from labeling_pipeline.errors import ConfigurationError, MissingDependencyError, ModelError
 from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.cards import ModelSettings
+from labeling_pipeline.models.generation_runtime import LOOK_EVERY, choose_attention
 from labeling_pipeline.models.registry import EMBEDDED, find_card, load_model
 from labeling_pipeline.models.rex_omni import RexOmni
-from labeling_pipeline.models.rex_omni_runtime import LOOK_EVERY, RexOmniRuntime, choose_attention
+from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
 from labeling_pipeline.sample.scenes import Scene, draw_scene
 from labeling_pipeline.tasks import PERSON, Request, Task
 
@@ -426,7 +427,7 @@ def test_a_package_that_is_missing_is_told_with_its_extra_before_any_weights_are
     # The folder holds a configuration and no weights: reading any would fail otherwise.
     config = json.loads((Path(find_card(EMBEDDED).checkpoint) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
-    is_installed = "labeling_pipeline.models.rex_omni_runtime.find_spec"
+    is_installed = "labeling_pipeline.models.generation_runtime.find_spec"
     monkeypatch.setattr(is_installed, lambda name: None if name == package else sys)
     asked = load_model(str(tmp_path), ModelSettings(device="cpu", **settings))
     expected = rf"{package}.*pip install 'labeling-pipeline\[{extra}\]'"
@@ -437,7 +438,7 @@ def test_a_package_that_is_missing_is_told_with_its_extra_before_any_weights_are
 def test_the_published_awq_weights_are_not_downloaded_without_what_they_need(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("labeling_pipeline.models.rex_omni_runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("labeling_pipeline.models.generation_runtime.find_spec", lambda name: None)
     asked = load_model("rex-omni-awq", CPU)
     with pytest.raises(MissingDependencyError, match=r"gptqmodel and accelerate.*\[awq\]"):
         asked.generate([detection(scene(0))])
@@ -465,7 +466,7 @@ def test_flash_attention_is_taken_where_it_is_installed_and_can_run(
     static_cache: bool,
     flash: bool,
 ):
-    available = "labeling_pipeline.models.rex_omni_runtime.is_flash_attn_2_available"
+    available = "labeling_pipeline.models.generation_runtime.is_flash_attn_2_available"
     monkeypatch.setattr(available, lambda: installed)
 
     def choose(wanted: str) -> str:

@@ -24,6 +24,7 @@ from labeling_pipeline.models.rex_omni_protocol import (
     DEGENERATE_RUN,
     LADDER_RUN,
     PERIODIC_TOKENS,
+    TASKS,
     LoopWatch,
     from_bin,
     parse,
@@ -1206,7 +1207,7 @@ def questions(draw: st.DrawFn) -> Question:
     text = draw(answers)
     text = text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
     generation = generation_of(text, frame, finish_reason=draw(st.sampled_from(FinishReason)))
-    return Question(generation, draw(st.sampled_from(Task)), (width, height))
+    return Question(generation, draw(st.sampled_from(TASKS)), (width, height))
 
 
 def read(question: Question) -> ParsedAnswer:

@@ -20,12 +20,13 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig
 from transformers import Qwen2_5_VLForConditionalGeneration as TinyRexOmni
 from transformers.vision_utils import get_vision_position_ids
 
+from training.coordinates import COORDINATES, fourier_features
+
 PATCH_PX = 14
 CELL_PX = 28
 MIN_PIXELS = 112 * 112
 MAX_PIXELS = 196 * 196
 PATCH_NUMBERS = 3 * PATCH_PX * PATCH_PX
-COORDINATES = 1000
 
 Grid = tuple[int, int]
 
@@ -108,20 +109,12 @@ def initialize(
         model.model.visual.patch_embed.proj.weight.normal_(0, 0.02)
         embeddings = model.model.language_model.embed_tokens.weight.normal_(0, 0.05)
         first = tokenizer.convert_tokens_to_ids("<0>")
-        embeddings[first : first + COORDINATES] = _fourier_features(embeddings.shape[1])
+        position = torch.arange(COORDINATES) / COORDINATES
+        embeddings[first : first + COORDINATES] = 0.7 * fourier_features(
+            position, embeddings.shape[1]
+        )
     model.tie_weights()
     return model
-
-
-def _fourier_features(width: int) -> Tensor:
-    """(1000, width) rows of norm 0.7, one a coordinate."""
-    position = torch.arange(COORDINATES)[:, None] / COORDINATES
-    frequency = torch.from_numpy(np.geomspace(0.25, 40, width // 2)).float()
-    phase = 2 * math.pi * position * frequency
-    amplitude = 1 / (1 + frequency / 8)
-    features = torch.cat([amplitude * phase.cos(), amplitude * phase.sin()], dim=1)
-    rotation, _ = torch.linalg.qr(torch.randn(width, width))
-    return 0.7 * F.normalize(features @ rotation, dim=1)
 
 
 def to_patches(images: np.ndarray) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from labeling_pipeline.sample.scenes import PERSON_KEYPOINTS, POSTURE_LABELS, POSTURES
-from training.rex_omni.architecture import COORDINATES, TinyRexOmni, TrainingForward
-from training.rex_omni.data import BACKGROUND, BIN_STEP, KINDS, Batch, CellTargets, Prompts
+from training.coordinates import SoftBins
+from training.rex_omni.architecture import TinyRexOmni, TrainingForward
+from training.rex_omni.data import BACKGROUND, KINDS, Batch, CellTargets, Prompts
 from training.rex_omni.tokenizer import LABELS
 
 _MIDDLE_LAYER = 1
@@ -45,21 +46,6 @@ class AuxiliaryHeads(nn.Module):
         self.text_label_bias = nn.Parameter(torch.full((len(LABELS),), -2.0))
         self.text_grid = nn.Linear(width, 2 * _MOST_ROWS)
         nn.init.normal_(self.text_corners.weight, 0, 0.05)
-
-
-class SoftBins:
-    """Coordinate targets: Gaussians over the taught bins, narrowed as training goes on."""
-
-    def __init__(self, sigma_bins: float):
-        bins = torch.arange(COORDINATES)
-        density = torch.exp(-0.5 * ((bins[:, None] - bins[None, :]) / sigma_bins) ** 2)
-        density = density * (bins % BIN_STEP == 0)
-        self.target = density / density.sum(1, keepdim=True)  # (1000, 1000), a row per true bin
-        self.entropy = -torch.special.xlogy(self.target, self.target).sum(1)  # (1000,)
-
-    def divergence(self, log_probabilities: Tensor, bins: Tensor) -> Tensor:
-        """Kullback-Leibler divergence (n,) of predictions (n, 1000) from targets (n,) of bins."""
-        return -(log_probabilities * self.target[bins]).sum(1) - self.entropy[bins]
 
 
 class Objective:
