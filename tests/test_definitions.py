@@ -31,6 +31,7 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "clean_images",
         "posture_annotations",
         "object_annotations",
+        "caption_annotations",
         "text_annotations",
         "visualizations",
         "class_exports",
