@@ -125,6 +125,11 @@ class Entry(BaseModel):
         return self.regions or self.labels_from
 
     @property
+    def describes(self) -> bool:
+        """Whether the text of an annotation names or describes a thing, see ``TaskRule``."""
+        return RULES[self.task].describes or self.labels_from is not None
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """What is asked of the model."""
         return (self.task, Task.DETECTION) if self.top_down else (self.task,)

@@ -111,7 +111,7 @@ def evaluate_entries(
     for entry in plan.entries:
         rule = RULES[entry.task]
         # What is described bears no name that the ground truth could know.
-        if rule.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
+        if entry.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
             continue
         of_entry = outcomes[outcomes["entry"] == entry.name]
         asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]

@@ -22,7 +22,6 @@ from labeling_pipeline.labeling import Progress, class_names, model_keys
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
-from labeling_pipeline.tasks import RULES
 
 _SHEET_IMAGES = 6
 _TWIN_IOU = 0.7
@@ -159,8 +158,8 @@ def annotation_of(row: Any) -> Annotation:
 def drawn_annotation(row: Any, plan: Plan) -> Annotation:
     """A row of table ``annotations`` as it is drawn: what a model calls a thing is its label."""
     annotation = annotation_of(row)
-    describes = RULES[plan.entry(row.entry).task].describes
-    if not describes or annotation.text is None or annotation.bbox is None:
+    has_place = annotation.bbox is not None or annotation.point is not None
+    if not plan.entry(row.entry).describes or annotation.text is None or not has_place:
         return annotation
     return replace(annotation, label=annotation.text, text=None)
 

@@ -10,9 +10,12 @@ from PIL import Image
 from definitions import build_definitions
 from labeling_pipeline.drawing import font_files
 from labeling_pipeline.home import Environment
+from labeling_pipeline.labeling import model_keys
 from labeling_pipeline.plan import class_slug, parse_plan
+from labeling_pipeline.results import drawn_annotation
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import current_annotations
 
 BOXES = {"cat": [[100, 100, 500, 500]], "dog": [[200, 200, 800, 900]]}
 COWS = class_slug("Über Kühe")
@@ -189,3 +192,35 @@ def test_a_home_refuses_another_image_root(pipeline, script, tmp_path):
     assert not result.success
     (event,) = [e for e in result.all_events if e.is_step_failure]
     assert "LABELING_HOME" in str(event.step_failure_data.error)
+
+
+def test_names_that_one_model_gave_are_the_labels_that_another_ones_boxes_are_drawn_with(
+    tmp_path, image_root, script
+):
+    word = "<|object_ref_start|>puma<|object_ref_end|><|box_start|><1><2><300><400><|box_end|>"
+    plan = parse_plan(
+        "entries:\n"
+        f"  - {{name: seen, task: ocr_box, model: {json.dumps(script(raw_text=word))}}}\n"
+        "  - name: thing\n    task: detection\n    labels_from: seen\n"
+        f"    model: {json.dumps(script(boxes={'puma': [[100, 100, 500, 500]]}))}\n"
+    )
+    definitions = build_definitions(plan, Environment(tmp_path / "home", Path("none"), image_root))
+    with dg.DagsterInstance.ephemeral() as instance:
+        for names, partition in (
+            (["raw_images", "clean_images"], None),
+            (["seen_annotations", "thing_annotations", "visualizations", "class_exports"], "cat"),
+        ):
+            assert dg.materialize(
+                list(definitions.assets),
+                selection=names,
+                partition_key=partition,
+                instance=instance,
+                resources=definitions.resources,
+            ).success
+    results = tmp_path / "home/auto_labeling_results/cat"
+    (found, *_) = json.loads((results / "cat_thing.json").read_text())["annotations"]
+    assert found["text"] == "puma"
+    store = AnnotationStore(tmp_path / "home/annotations.duckdb")
+    rows = current_annotations(store, model_keys(plan), {}, "cat")
+    labels = {drawn_annotation(row, plan).label for row in rows.itertuples()}
+    assert labels == {"word", "puma"}
