@@ -26,7 +26,7 @@ from labeling_pipeline.tasks import Request, Task
 
 LABELS = ("circle", "person", "square", "triangle", "star")
 BATCH = 8
-IMAGES = 120
+IMAGES = 200
 ROUNDS = 2
 PLAN = f"""
 runtime: {{batch_size: {BATCH}}}

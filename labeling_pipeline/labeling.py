@@ -31,7 +31,7 @@ from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.records import Asked, Row, model_row
-from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.annotation_store import AnnotationStore, one_thread
 from labeling_pipeline.store.ledger import class_standing, current_regions, due_images
 from labeling_pipeline.tasks import RULES, Request, Task
 
@@ -302,7 +302,11 @@ class _Loop:
             return
         done = 0
         readers = ThreadPoolExecutor(_READERS, "image-reader")
-        with _prompt_handover(), ThreadPoolExecutor(1, "store-writer") as writer:
+        with (
+            _prompt_handover(),
+            one_thread(),
+            ThreadPoolExecutor(1, "store-writer") as writer,
+        ):
             try:
                 written: Future[None] | None = None
                 for batch in self._read_ahead(images, readers):
@@ -499,7 +503,7 @@ class _Loop:
                 for slug, label in self.group.classes.items()
             ]
             self._count(image, conclusion)
-        with self.store.transaction(threads=1) as tx:
+        with self.store.transaction() as tx:
             if not self._model_is_known:
                 tx.insert("models", [model_row(self.model)], replace=True)
                 self._model_is_known = True

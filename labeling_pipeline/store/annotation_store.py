@@ -77,11 +77,8 @@ class AnnotationStore:
             return connection.execute(sql, list(params)).to_arrow_table()
 
     @contextmanager
-    def transaction(self, *, threads: int | None = None) -> Iterator["Transaction"]:
+    def transaction(self) -> Iterator["Transaction"]:
         """One transaction: committed at the end of the block, rolled back if it raises.
-
-        threads: of DuckDB; by default one a core. A few rows need one, and it leaves the cores to
-            whoever works beside them.
 
         Raises:
             StoreBusyError: other processes held the file for longer than ``busy_timeout_s``.
@@ -90,7 +87,7 @@ class AnnotationStore:
         self._prepare()
         with (
             self._locked(),
-            self._opened(read_only=False, threads=threads) as connection,
+            self._opened(read_only=False) as connection,
             self._damage_named(),
         ):
             connection.begin()
@@ -120,9 +117,7 @@ class AnnotationStore:
             ) from error
 
     @contextmanager
-    def _opened(
-        self, *, read_only: bool, threads: int | None = None
-    ) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _opened(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection that has the file; what was not committed is rolled back at its end."""
         attempts = Retrying(
             retry=retry_if_exception(_is_held_elsewhere),
@@ -131,7 +126,7 @@ class AnnotationStore:
             reraise=True,
         )
         try:
-            file = attempts(_AttachedFile, self.path, read_only=read_only, threads=threads)
+            file = attempts(_AttachedFile, self.path, read_only=read_only)
         except duckdb.Error as error:
             if _is_held_elsewhere(error):
                 raise StoreBusyError(
@@ -192,6 +187,21 @@ class AnnotationStore:
                 connection.commit()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """DuckDB takes one core of this process. A few rows need no more, and a model that runs beside
+    their writing needs the others."""
+    engine = _Engine.present()
+    with engine.connection.cursor() as connection:
+        connection.execute("SET threads = 1")
+        try:
+            yield
+        finally:
+            # One that died meanwhile has been replaced, and has no threads left.
+            with suppress(duckdb.Error):
+                connection.execute("RESET threads")
+
+
 class _Engine:
     """The process's DuckDB, to which files are attached."""
 
@@ -230,9 +240,8 @@ class _AttachedFile:
         duckdb.Error: the file is held elsewhere, is no database or is damaged.
     """
 
-    def __init__(self, path: Path, *, read_only: bool, threads: int | None) -> None:
+    def __init__(self, path: Path, *, read_only: bool) -> None:
         self._engine = _Engine.present()
-        self._threads = threads
         self._alias = f"store_{next(self._engine.aliases)}"
         self.connection = self._engine.connection.cursor()
         name = str(path.resolve()).replace("'", "''")
@@ -241,8 +250,6 @@ class _AttachedFile:
                 f"ATTACH '{name}' AS {self._alias} (READ_ONLY {'true' if read_only else 'false'})"
             )
             self.connection.execute(f"USE {self._alias}")
-            if threads is not None:
-                self.connection.execute(f"SET threads = {threads}")
         except BaseException:
             self._discard()
             raise
@@ -252,8 +259,6 @@ class _AttachedFile:
         try:
             with suppress(duckdb.TransactionException):
                 self.connection.rollback()
-            if self._threads is not None:
-                self.connection.execute("RESET threads")
             self.connection.execute("USE memory")
             self.connection.execute(f"DETACH {self._alias}")
         except duckdb.Error:
