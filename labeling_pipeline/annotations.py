@@ -12,14 +12,22 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels, x0 <= x1 and y0 <= y1."""
 
 
-def box_iou(one: Box, two: Box) -> float:
-    """Intersection over union of two boxes, 0..1."""
+def box_area(box: Box) -> float:
+    """In square pixels."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def shared_area(one: Box, two: Box) -> float:
+    """Area of the intersection of two boxes, square pixels."""
     width = min(one[2], two[2]) - max(one[0], two[0])
     height = min(one[3], two[3]) - max(one[1], two[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, two))
-    return width * height / (areas - width * height)
+    return max(0.0, width) * max(0.0, height)
+
+
+def box_iou(one: Box, two: Box) -> float:
+    """Intersection over union of two boxes, 0..1."""
+    shared = shared_area(one, two)
+    return shared / (box_area(one) + box_area(two) - shared) if shared else 0.0
 
 
 class State(StrEnum):
@@ -106,6 +114,10 @@ class Annotation:
     text: str | None = None
     score: float | None = None
     token_scores: TokenScores | None = None
+
+    def iou(self, box: Box | None) -> float:
+        """Intersection over union with a box; 0 where either has none."""
+        return box_iou(self.bbox, box) if self.bbox and box else 0.0
 
     def moved(self, dx_px: float, dy_px: float) -> "Annotation":
         """The same, so many pixels to the right and down."""

@@ -240,7 +240,8 @@ def _write_unasked(store: AnnotationStore, model: Model, outcomes: Sequence[Row]
 class _Image:
     """One due image on its way through the loop.
 
-    size_px: (width, height). generations, answered: in the order of asking.
+    size_px: (width, height). first: what is asked of it. generations, answered: in the order of
+    asking.
     error: what ended its way early.
     """
 
@@ -248,6 +249,7 @@ class _Image:
         self.path: str = item["path"]
         self.size_px: tuple[int, int] = (item["width_px"], item["height_px"])
         self.asked = asked
+        self.first: tuple[Question, ...] = ()
         self.generations: list[Generation] = []
         self.answered: list[Answered] = []
         self.error: Exception | None = None
@@ -344,7 +346,10 @@ class _Loop:
             item["request_hash"],
             self.run_id,
         )
-        return _Image(item, asked)
+        image = _Image(item, asked)
+        found = (self.regions or {}).get(asked.image_id, ())
+        image.first = first_questions(self.entry, self.group, image.size_px, found)
+        return image
 
     def _settle_unasked(self, images: list[_Image]) -> list[_Image]:
         """Settle the images of which nothing can be asked; returns the others."""
@@ -354,7 +359,7 @@ class _Loop:
             reason = "no reference boxes: give some for this image under `references` in the plan"
         else:
             # No region was found, so there is nothing to look at.
-            has_question = [bool(self._first(image)) for image in images]
+            has_question = [bool(image.first) for image in images]
             state, reason = State.ABSENT, None
         bare = [image for image, has in zip(images, has_question, strict=True) if not has]
         rows = [
@@ -370,15 +375,11 @@ class _Loop:
         """Batches, read, decoded and made ready for the model while it works on earlier ones."""
         waiting: deque[list[Future[_Prepared]]] = deque()
         for batch in self._batches(images):
-            waiting.append([readers.submit(self._prepare, one, self._first(one)) for one in batch])
+            waiting.append([readers.submit(self._prepare, one, one.first) for one in batch])
             if len(waiting) > _READ_AHEAD_BATCHES:
                 yield [future.result() for future in waiting.popleft()]
         for futures in waiting:
             yield [future.result() for future in futures]
-
-    def _first(self, image: _Image) -> tuple[Question, ...]:
-        found = (self.regions or {}).get(image.asked.image_id, ())
-        return first_questions(self.entry, self.group, image.size_px, found)
 
     def _batches(self, images: Sequence[_Image]) -> Iterator[list[_Image]]:
         """Images of like size, as many at once as the model takes just now."""
@@ -388,7 +389,7 @@ class _Loop:
         # The largest first: what does not fit into memory shows at once.
         for image in sorted(images, key=lambda image: -cost[image.path]):
             limit = self.model.batch_limit
-            own = len(self._first(image))
+            own = len(image.first)
             most = max(longest, cost[image.path])
             if batch and (
                 questions + own > limit.images or (questions + own) * most > limit.tokens

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from labeling_pipeline.annotations import LabelAnswer, State
-from labeling_pipeline.asking.questions import Answered, Question, Region, Sourced
+from labeling_pipeline.asking.questions import Answered, Question, Region, Sourced, gathered
 from labeling_pipeline.plan import Entry
 
 
@@ -40,12 +39,4 @@ def put_together(entry: Entry, label: str, answered: Sequence[Answered]) -> Sour
         for position, name, answer in said
         for annotation in answer.annotations
     ]
-    presences = [answer.presence for _, _, answer in said if answer.presence is not None]
-    return Sourced(
-        LabelAnswer(
-            State.least_settled(answer.state for _, _, answer in said),
-            max(presences, default=None),
-            tuple(annotation for _, annotation in found),
-        ),
-        tuple(position for position, _ in found),
-    )
+    return gathered([answer for _, _, answer in said], found)

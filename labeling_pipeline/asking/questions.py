@@ -1,17 +1,23 @@
 """Questions about one image, their answers, and what all of them come to."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from labeling_pipeline.annotations import Box, LabelAnswer, ParsedAnswer
+from labeling_pipeline.annotations import Annotation, Box, LabelAnswer, ParsedAnswer, State
 from labeling_pipeline.tasks import Task
 
 Crop = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of the upright image, x1 and y1 exclusive."""
 
-
 CROP_MARGIN = 0.25
 """What a crop shows around an instance, as a share of the instance's width and height."""
+
+SAME_INSTANCE_IOU = 0.5
+"""Boxes of two answers that overlap so much may be of one instance."""
+
+SAID_TWICE_IOU = 0.9
+"""Boxes that overlap more than this are one thing said twice."""
 
 _MIN_CROP_PX = 32
 
@@ -65,6 +71,22 @@ class Conclusion:
 
     labels: dict[str, Sourced]
     dropped: tuple[str, ...]
+
+
+def gathered(said: Sequence[LabelAnswer], found: Sequence[tuple[int, Annotation]]) -> Sourced:
+    """One answer out of those about several parts of an image.
+
+    said: what came of each part, never empty. found: what is kept of it, with its sources.
+    """
+    presences = [answer.presence for answer in said if answer.presence is not None]
+    return Sourced(
+        LabelAnswer(
+            State.least_settled(answer.state for answer in said),
+            max(presences, default=None),
+            tuple(annotation for _, annotation in found),
+        ),
+        tuple(source for source, _ in found),
+    )
 
 
 def crop_around(box: Box, image_size_px: tuple[int, int]) -> Crop:

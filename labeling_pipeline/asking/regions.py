@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from labeling_pipeline.annotations import Annotation, LabelAnswer, State, box_iou
+from labeling_pipeline.annotations import Annotation
 from labeling_pipeline.asking.questions import (
+    SAID_TWICE_IOU,
+    SAME_INSTANCE_IOU,
     Answered,
     Question,
     Region,
     Sourced,
     crop_around,
+    gathered,
 )
 from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.tasks import RULES, Geometry
-
-_SAME_INSTANCE_IOU = 0.5
-_SAID_TWICE_IOU = 0.9
 
 
 def questions(
@@ -47,29 +47,15 @@ def put_together(entry: Entry, label: str, answered: Sequence[Answered]) -> Sour
         assert region is not None
         said = one.answer.labels[label].annotations
         if RULES[entry.task].geometry is Geometry.KEYPOINTS:
-            said = tuple(sorted(said, key=lambda a: _overlap(a, region))[-1:])
-            said = tuple(a for a in said if _overlap(a, region) >= _SAME_INSTANCE_IOU)
+            said = tuple(sorted(said, key=lambda a: a.iou(region.box))[-1:])
+            said = tuple(a for a in said if a.iou(region.box) >= SAME_INSTANCE_IOU)
         for annotation in said:
             if annotation.bbox is None and annotation.point is None:
                 annotation = replace(annotation, bbox=region.box)
             if not any(_is_repeat(annotation, other) for _, other in found):
                 found.append((position, annotation))
-    presences = [p for one in answered if (p := one.answer.labels[label].presence) is not None]
-    return Sourced(
-        LabelAnswer(
-            State.least_settled(one.answer.labels[label].state for one in answered),
-            max(presences, default=None),
-            tuple(annotation for _, annotation in found),
-        ),
-        tuple(position for position, _ in found),
-    )
-
-
-def _overlap(annotation: Annotation, region: Region) -> float:
-    return box_iou(annotation.bbox, region.box) if annotation.bbox else 0.0
+    return gathered([one.answer.labels[label] for one in answered], found)
 
 
 def _is_repeat(one: Annotation, other: Annotation) -> bool:
-    if one.bbox is None or other.bbox is None or one.text != other.text:
-        return False
-    return box_iou(one.bbox, other.bbox) > _SAID_TWICE_IOU
+    return one.text == other.text and one.iou(other.bbox) > SAID_TWICE_IOU

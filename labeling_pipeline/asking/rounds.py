@@ -76,14 +76,25 @@ def conclude(
     """
     dropped = [what for one in answered for what in one.answer.dropped]
     if entry.regions is not None:
-        said = {label: regions.put_together(entry, label, answered) for label in group.labels}
-        return Conclusion(said, tuple(dropped))
-    if entry.labels_from is not None:
-        said = {label: names.put_together(entry, label, answered) for label in group.labels}
-        return Conclusion(said, tuple(dropped))
-    if entry.top_down:
-        said = {label: top_down.best_supported(entry, label, answered) for label in group.labels}
-        return Conclusion(said, tuple(dropped))
+        decide = regions.put_together
+    elif entry.labels_from is not None:
+        decide = names.put_together
+    elif entry.top_down:
+        decide = top_down.best_supported
+    else:
+        return _conclude_parts(entry, group, answered, image_size_px, dropped)
+    said = {label: decide(entry, label, answered) for label in group.labels}
+    return Conclusion(said, tuple(dropped))
+
+
+def _conclude_parts(
+    entry: Entry,
+    group: Group,
+    answered: Sequence[Answered],
+    image_size_px: tuple[int, int],
+    dropped: Sequence[str],
+) -> Conclusion:
+    """Of each part of the image what settled it, and of the parts one answer."""
     by_crop: dict[Crop | None, list[tuple[int, Answered]]] = {}
     for position, one in enumerate(answered):
         by_crop.setdefault(one.question.crop_px, []).append((position, one))

@@ -14,8 +14,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from labeling_pipeline.annotations import Annotation, Box, LabelAnswer, State, box_iou
-from labeling_pipeline.asking.questions import Crop, Sourced
+from labeling_pipeline.annotations import Annotation, Box, box_area, box_iou, shared_area
+from labeling_pipeline.asking.questions import Crop, Sourced, gathered
 from labeling_pipeline.plan import Tiling
 from labeling_pipeline.tasks import RULES, Geometry, Task
 
@@ -93,14 +93,10 @@ def put_together(
     answers = {}
     for label in labels:
         own = [one for one in kept if one.label == label]
-        said_of = [said[label].answer for _, said in parts]
-        presences = [answer.presence for answer in said_of if answer.presence is not None]
-        answer = LabelAnswer(
-            State.least_settled(answer.state for answer in said_of),
-            max(presences, default=None),
-            tuple(one.annotation for one in own),
+        answers[label] = gathered(
+            [said[label].answer for _, said in parts],
+            [(one.source, one.annotation) for one in own],
         )
-        answers[label] = Sourced(answer, tuple(one.source for one in own))
     return answers, [f"seam: {one.label} {_place(one.annotation)}" for one in repeats]
 
 
@@ -159,7 +155,7 @@ def _says_again(one: _Found, other: _Found) -> bool:
     """Whether something speaks of a thing that another tile has told of already."""
     if one.crop == other.crop or one.annotation.bbox is None or other.annotation.bbox is None:
         return False
-    shared = _shared_area(one.box, other.box)
+    shared = shared_area(one.box, other.box)
     if not one.is_own:
         return shared > _TOUCHED_SHARE * min(_area(one), _area(other))
     if one.label != other.label:
@@ -188,7 +184,7 @@ def _continues(one: _Found, other: _Found) -> bool:
     """Whether two parts overlap and have the same extent along the seam between them."""
     if one.crop == other.crop or one.label != other.label:
         return False
-    if not _shared_area(one.box, other.box):
+    if not shared_area(one.box, other.box):
         return False
     extents = (
         _interval_iou(one.box[axis], one.box[axis + 2], other.box[axis], other.box[axis + 2])
@@ -230,14 +226,7 @@ def _rank(one: _Found) -> tuple[bool, float]:
 
 
 def _area(one: _Found) -> float:
-    x0, y0, x1, y1 = one.box
-    return (x1 - x0) * (y1 - y0)
-
-
-def _shared_area(box: Box, other: Box) -> float:
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    return max(0.0, width) * max(0.0, height)
+    return box_area(one.box)
 
 
 def _interval_iou(a0: float, a1: float, b0: float, b1: float) -> float:

@@ -9,15 +9,18 @@ from labeling_pipeline.annotations import (
     Keypoint,
     LabelAnswer,
     State,
-    box_iou,
 )
 from labeling_pipeline.asking.groups import SETTLED
-from labeling_pipeline.asking.questions import Answered, Question, Sourced, crop_around
+from labeling_pipeline.asking.questions import (
+    SAID_TWICE_IOU,
+    SAME_INSTANCE_IOU,
+    Answered,
+    Question,
+    Sourced,
+    crop_around,
+)
 from labeling_pipeline.plan import Entry, Group
 from labeling_pipeline.tasks import Task
-
-_SAME_INSTANCE_IOU = 0.5
-_SAID_TWICE_IOU = 0.9
 
 
 def opening(entry: Entry, group: Group) -> tuple[Question, Question]:
@@ -53,11 +56,11 @@ def best_supported(entry: Entry, label: str, answered: Sequence[Answered]) -> So
         fitting = [
             (index, candidate)
             for index, candidate in candidates
-            if _iou(candidate, target) >= _SAME_INSTANCE_IOU
+            if candidate.iou(target.bbox) >= SAME_INSTANCE_IOU
         ]
         bare = replace(target, keypoints=_unseen(entry))
         best = max(fitting, key=lambda pair: _support(pair[1]), default=(source, bare))
-        if all(_iou(best[1], other) <= _SAID_TWICE_IOU for _, other in found):
+        if all(best[1].iou(other.bbox) <= SAID_TWICE_IOU for _, other in found):
             found.append(best)
     by_detection = detected.answer.labels[label]
     state = by_detection.state
@@ -75,7 +78,7 @@ def _targets(label: str, answered: Sequence[Answered]) -> list[tuple[int, Annota
     targets += [
         (0, found)
         for found in answered[0].answer.labels[label].annotations
-        if all(_iou(found, other) < _SAME_INSTANCE_IOU for _, other in targets)
+        if all(found.iou(other.bbox) < SAME_INSTANCE_IOU for _, other in targets)
     ]
     return targets
 
@@ -89,7 +92,3 @@ def _support(annotation: Annotation) -> float:
     """Mean score of the keypoints; one without a place counts as 0."""
     scores = [keypoint.score or 0.0 for keypoint in annotation.keypoints]
     return sum(scores) / len(scores) if scores else 0.0
-
-
-def _iou(one: Annotation, two: Annotation) -> float:
-    return box_iou(one.bbox, two.bbox) if one.bbox and two.bbox else 0.0
