@@ -140,6 +140,29 @@ def lr_share(steps: int, progress: float, hold: float) -> float:
     return min(1.0, (steps + 1) / _WARMUP_STEPS) * (_LAST_LR_SHARE + (1 - _LAST_LR_SHARE) * cosine)
 
 
+def main(
+    description: str | None,
+    make_trainer: Callable[[argparse.Namespace], Trainer],
+    bin_step: int,
+    *,
+    minutes: float,
+    pictures: int,
+    hold: float,
+) -> None:
+    """The command line of a training; minutes, pictures and hold are its own defaults."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run", type=Path, required=True, help="folder of states and log")
+    parser.add_argument("--minutes", type=float, default=minutes, help="of processor time")
+    parser.add_argument("--pictures", type=int, default=pictures, help="pictures in a batch")
+    parser.add_argument("--muon-lr", type=float, default=0.008)
+    parser.add_argument("--adam-lr", type=float, default=1e-3)
+    parser.add_argument("--hold", type=float, default=hold, help="share of the run at peak rate")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    run(make_trainer(options), options, bin_step)
+
+
 def run(trainer: Trainer, options: argparse.Namespace, bin_step: int) -> None:
     """Train until the minutes of processor time are used up; leaves ``final.pt`` in the folder."""
     options.run.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from labeling_pipeline.annotations import FinishReason, Generation
-from labeling_pipeline.errors import MissingDependencyError, ModelError
+from labeling_pipeline.errors import ModelError
 from labeling_pipeline.models import florence2_protocol as protocol
-from labeling_pipeline.models.cards import FOLDER, ModelCard, ModelSettings
+from labeling_pipeline.models.cards import ModelCard, ModelSettings
 from labeling_pipeline.models.generation_runtime import (
     LoopStopper,
     TokenBytes,
@@ -38,6 +38,8 @@ from labeling_pipeline.models.generation_runtime import (
     free_memory,
     load_options,
     padded_frame,
+    source_of,
+    told_what_failed,
     use_few_threads,
 )
 from labeling_pipeline.tasks import Request, Task
@@ -59,22 +61,13 @@ class Florence2Runtime:
         self.settings = settings
         self.device = choose_device(settings.device)
         options = load_options(card, settings, self.device, in_place=False)
-        source = {"revision": card.revision, "cache_dir": settings.cache_dir}
-        if card.revision == FOLDER:
-            source = {}
-        try:
+        source = source_of(card, settings)
+        with told_what_failed(card):
             self.processor = Florence2Processor.from_pretrained(card.checkpoint, **source)
             model = Florence2ForConditionalGeneration.from_pretrained(
                 card.checkpoint, **options, **source
             )
             self.model = model.to(self.device).eval()
-        except ImportError as error:
-            raise MissingDependencyError(f"{card.name} needs another package: {error}") from error
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{card.name} could not be loaded from {card.checkpoint}: {error}. Check the name, "
-                "the network, and `cache_dir`; a folder with the checkpoint works offline."
-            ) from error
         self.tokenizer = self.processor.tokenizer
         self._token_bytes = TokenBytes(self.tokenizer)
         self._start, self._end, self._first_bin, last_bin = self.tokenizer.convert_tokens_to_ids(

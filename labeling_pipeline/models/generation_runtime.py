@@ -16,7 +16,8 @@ Facts this module stands on:
 
 import codecs
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +29,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from labeling_pipeline.errors import ConfigurationError, MissingDependencyError, ModelError
 from labeling_pipeline.models import rex_omni_protocol as protocol
-from labeling_pipeline.models.cards import Attention, ModelCard, ModelSettings
+from labeling_pipeline.models.cards import FOLDER, Attention, ModelCard, ModelSettings
 from labeling_pipeline.tasks import Task
 
 _SMALL_MODEL_PARAMETERS = 50_000_000
@@ -241,6 +242,32 @@ def choose_attention(
                 "pip install flash-attn --no-build-isolation, or set attention to auto"
             )
     return wanted
+
+
+def source_of(card: ModelCard, settings: ModelSettings) -> dict[str, Any]:
+    """Where ``from_pretrained`` finds a checkpoint beside its name; a folder needs no more."""
+    if card.revision == FOLDER:
+        return {}
+    return {"revision": card.revision, "cache_dir": settings.cache_dir}
+
+
+@contextmanager
+def told_what_failed(card: ModelCard) -> Iterator[None]:
+    """Loading, with errors that say from where and why.
+
+    Raises:
+        ModelError: the checkpoint could not be loaded.
+        MissingDependencyError: a package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(f"{card.name} needs another package: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{card.name} could not be loaded from {card.checkpoint}: {error}. Check the name, "
+            "the network, and `cache_dir`; a folder with the checkpoint works offline."
+        ) from error
 
 
 def load_options(

@@ -28,9 +28,9 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
 from labeling_pipeline.annotations import FinishReason, Generation
-from labeling_pipeline.errors import MissingDependencyError, ModelError
+from labeling_pipeline.errors import ModelError
 from labeling_pipeline.models import rex_omni_protocol as protocol
-from labeling_pipeline.models.cards import FOLDER, ModelCard, ModelSettings
+from labeling_pipeline.models.cards import ModelCard, ModelSettings
 from labeling_pipeline.models.generation_runtime import (
     LoopStopper,
     TokenBytes,
@@ -40,6 +40,8 @@ from labeling_pipeline.models.generation_runtime import (
     free_memory,
     load_options,
     padded_frame,
+    source_of,
+    told_what_failed,
     use_few_threads,
 )
 from labeling_pipeline.tasks import Request, Task
@@ -74,13 +76,8 @@ class RexOmniRuntime:
         self.settings = settings
         self.device = choose_device(settings.device)
         options = load_options(card, settings, self.device, in_place=True)
-        source = {
-            "revision": card.revision,
-            "cache_dir": settings.cache_dir,
-        }
-        if card.revision == FOLDER:
-            source = {}
-        try:
+        source = source_of(card, settings)
+        with told_what_failed(card):
             self.image_processor = AutoImageProcessor.from_pretrained(
                 card.checkpoint,
                 backend="pil",
@@ -94,13 +91,6 @@ class RexOmniRuntime:
             self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 card.checkpoint, **options, **source
             ).eval()
-        except ImportError as error:
-            raise MissingDependencyError(f"{card.name} needs another package: {error}") from error
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{card.name} could not be loaded from {card.checkpoint}: {error}. Check the name, "
-                "the network, and `cache_dir`; a folder with the checkpoint works offline."
-            ) from error
         self.processor = ImageTextProcessor(
             image_processor=self.image_processor,
             tokenizer=self.tokenizer,
