@@ -162,6 +162,44 @@ class Actions(BaseModel):
     seed: int = 0
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Checks(BaseModel):
+    """From where on the checks of images and labels warn. Shares and distances, 0..1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_rejected_share: Share = Field(
+        0.5, description="of all images, those that were rejected but are no duplicates"
+    )
+    max_duplicate_share: Share = Field(0.5, description="of all images, those that are duplicates")
+    empty_rate_change: Share = Field(
+        0.2,
+        description="by how much the share of images on which a class was not found may differ "
+        "between its newest run and those before",
+    )
+    score_drift: Share = Field(
+        0.3,
+        description="how far the scores of a model may lie from those of the model before, on the "
+        "same images: Kolmogorov-Smirnov distance",
+    )
+
+
+class Automation(BaseModel):
+    """When Dagster looks for work by itself. Both ways are off until they are switched on there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    relabel: Annotated[str, Field(pattern=r"^\S+( +\S+){4}$")] = Field(
+        "0 3 * * *", description="cron (five fields): when the schedule labels what is due"
+    )
+    time_zone: str = Field("UTC", description="of `relabel`, by its IANA name")
+    watch_every_s: int = Field(
+        60, ge=5, description="seconds between two looks of the sensor at the image root"
+    )
+
+
 class Plan(BaseModel):
     """A validated labeling plan. ``source`` is the file it came from."""
 
@@ -173,6 +211,8 @@ class Plan(BaseModel):
     cleaning: CleaningRules = Field(default_factory=CleaningRules)  # type: ignore[arg-type]
     ground_truth: str | None = Field(None, description="COCO file, relative to the image root")
     actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
+    checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
+    automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]
     source: str = "plan"
 
     @field_validator("entries")
@@ -352,6 +392,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "entries": Entry,
     "tiles": Tiling,
     "actions": Actions,
+    "automation": Automation,
+    "checks": Checks,
     "cleaning": CleaningRules,
     "runtime": ModelSettings,
 }
