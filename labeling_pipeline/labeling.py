@@ -379,17 +379,9 @@ class _Loop:
                 )
             ]
             conclusion = conclude(self.entry, self.group, image.answered, image.size_px)
-            annotations += self._annotation_rows(image.asked, conclusion)
+            annotations += image.asked.annotations(conclusion, self.model.parser_version)
             outcomes += [
-                image.asked.outcome(
-                    slug,
-                    label,
-                    conclusion.labels[label].answer.state,
-                    presence=conclusion.labels[label].answer.presence,
-                    generation_id=image.asked.generation_id(),
-                    parser_version=self.model.parser_version,
-                    dropped=len(conclusion.dropped),
-                )
+                image.asked.concluded(slug, label, conclusion, self.model.parser_version)
                 for slug, label in self.group.classes.items()
             ]
             self._count(image, conclusion)
@@ -401,21 +393,6 @@ class _Loop:
             tx.insert("generations", generations, skip_existing=True)
             tx.insert("outcomes", outcomes, skip_existing=True)
             tx.insert("annotations", annotations, skip_existing=True)
-
-    def _annotation_rows(self, asked: Asked, conclusion: Conclusion) -> list[Row]:
-        found = [
-            (annotation, source)
-            for label in self.group.labels
-            for annotation, source in zip(
-                conclusion.labels[label].answer.annotations,
-                conclusion.labels[label].sources,
-                strict=True,
-            )
-        ]
-        return [
-            asked.annotation(position, annotation, source, self.model.parser_version)
-            for position, (annotation, source) in enumerate(found)
-        ]
 
     def _count(self, image: _Image, conclusion: Conclusion) -> None:
         own = conclusion.labels[self.summary.label].answer

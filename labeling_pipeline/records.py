@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from labeling_pipeline.annotations import Annotation, Generation, State
-from labeling_pipeline.asking.questions import Question
+from labeling_pipeline.asking.questions import Conclusion, Question
 from labeling_pipeline.models.base import Model
 
 Row = dict[str, Any]
@@ -67,6 +67,19 @@ class Asked:
             "created_at": self.created_at,
         }
 
+    def concluded(self, slug: str, label: str, conclusion: Conclusion, parser_version: int) -> Row:
+        """What came of one class, by the answers about the image."""
+        said = conclusion.labels[label].answer
+        return self.outcome(
+            slug,
+            label,
+            said.state,
+            presence=said.presence,
+            generation_id=self.generation_id(),
+            parser_version=parser_version,
+            dropped=len(conclusion.dropped),
+        )
+
     def generation(self, position: int, question: Question, answer: Generation) -> Row:
         """One raw answer; any but the first says which one it follows."""
         return {
@@ -95,10 +108,22 @@ class Asked:
             "created_at": self.created_at,
         }
 
-    def annotation(
+    def annotations(self, conclusion: Conclusion, parser_version: int) -> list[Row]:
+        """What was found of all labels of the group, in their order."""
+        found = [
+            (annotation, source)
+            for said in conclusion.labels.values()
+            for annotation, source in zip(said.answer.annotations, said.sources, strict=True)
+        ]
+        return [
+            self._annotation(position, annotation, source, parser_version)
+            for position, (annotation, source) in enumerate(found)
+        ]
+
+    def _annotation(
         self, position: int, annotation: Annotation, source: int, parser_version: int
     ) -> Row:
-        """One annotation. source: position of the generation that it stands in."""
+        """source: position of the generation that the annotation stands in."""
         x0, y0, x1, y1 = annotation.bbox or (None,) * 4
         scores = annotation.token_scores
         return {
