@@ -126,6 +126,16 @@ def count_due(store: AnnotationStore, asks: Sequence[Ask]) -> pa.Table:
     return store.query(sql, _columns(asks))
 
 
+def new_files(store: AnnotationStore) -> dict[str | None, str]:
+    """Class -> a digest of its files that cleaning has not looked at yet; ``None`` stands for
+    files that count for every class. Classes without new files are left out."""
+    rows = store.query(
+        "SELECT class, md5(string_agg(concat_ws('|', path, size_bytes, mtime_ns), chr(10) "
+        "ORDER BY path)) AS digest FROM files WHERE status = 'new' GROUP BY class"
+    )
+    return dict(zip(rows["class"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+
+
 _SUPERSEDED = f"""
 WITH {_ASKED},
 answered_pairs AS (SELECT * FROM pairs SEMI JOIN {_SETTLED}),
@@ -227,7 +237,7 @@ def class_standing(
 _CURRENT_OUTCOMES = """
 SELECT o.*, i.path, i.image_number, c.display_name, f.class IS NOT NULL AS belongs
 FROM (
-    SELECT o.* FROM outcomes o LEFT JOIN current_keys k USING (entry)
+    SELECT o.* FROM {outcomes} o LEFT JOIN ({current_keys}) k USING (entry)
     QUALIFY row_number() OVER (
         PARTITION BY o.image_id, o.entry, o.class
         ORDER BY o.model_key IS NOT DISTINCT FROM k.current_key DESC,
@@ -238,8 +248,21 @@ FROM (
 JOIN classes c USING (class)
 JOIN (SELECT DISTINCT image_id, path, image_number FROM class_images) i USING (image_id)
 LEFT JOIN class_images f ON f.image_id = o.image_id AND f.class = o.class
-WHERE NOT c.retired
+WHERE NOT c.retired AND o.entry IN ({entries})
 """
+
+
+def current_sql(model_keys: Mapping[str, str], outcomes: str = "outcomes") -> str:
+    """The query behind `current_outcomes`, for those that go on from it.
+
+    model_keys: as there. outcomes: what it chooses from, by default the whole table; of an image,
+    entry and class it has all rows or none.
+    """
+    return _CURRENT_OUTCOMES.format(
+        outcomes=outcomes,
+        current_keys=_keys_sql(model_keys),
+        entries=", ".join(map(repr, model_keys)),
+    )
 
 
 def current_outcomes(store: AnnotationStore, model_keys: Mapping[str, str]) -> pd.DataFrame:
@@ -250,8 +273,7 @@ def current_outcomes(store: AnnotationStore, model_keys: Mapping[str, str]) -> p
     ``display_name``, and ``belongs``: whether the image is one of that class's own (a group asks
     every image for the labels of all its classes).
     """
-    sql = f"WITH current_keys AS ({_keys_sql(model_keys)}) {_CURRENT_OUTCOMES} {_of(model_keys)}"
-    return store.query(f"{sql} ORDER BY entry, class, path").to_pandas()
+    return store.query(f"{current_sql(model_keys)} ORDER BY entry, class, path").to_pandas()
 
 
 def current_annotations(
@@ -270,8 +292,7 @@ def current_annotations(
     limit = f"CASE a.entry {limits} ELSE 0 END" if limits else "0"
     wanted = "AND class = $1" if class_slug else ""
     sql = f"""
-    WITH current_keys AS ({_keys_sql(model_keys)}),
-    holding AS (SELECT * FROM ({_CURRENT_OUTCOMES} {_of(model_keys)}) WHERE true {wanted})
+    WITH holding AS (SELECT * FROM ({current_sql(model_keys)}) WHERE true {wanted})
     SELECT a.*, h.class, h.display_name, h.path, h.image_number, h.belongs, h.model_key
     FROM holding h JOIN annotations a USING (generation_id, parser_version)
     WHERE a.label = h.label AND (a.score IS NULL OR a.score >= {limit})
@@ -289,26 +310,21 @@ def current_regions(
     boxes has one row with NULL in all but the first.
     """
     sql = f"""
-    WITH current_keys AS ({_keys_sql(model_keys)}),
-    holding AS (
+    WITH holding AS (
         SELECT DISTINCT image_id, generation_id, parser_version
-        FROM ({_CURRENT_OUTCOMES} AND o.entry = $1)
-        WHERE label = $2 AND state <> 'failed'
+        FROM ({current_sql({entry: model_keys[entry]})})
+        WHERE label = $1 AND state <> 'failed'
     ),
-    boxes AS (SELECT * FROM annotations WHERE label = $2 AND x0_px IS NOT NULL)
+    boxes AS (SELECT * FROM annotations WHERE label = $1 AND x0_px IS NOT NULL)
     SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px, a.text
     FROM holding h LEFT JOIN boxes a
         ON a.generation_id = h.generation_id AND a.parser_version = h.parser_version
-        AND (a.score IS NULL OR a.score >= $3)
+        AND (a.score IS NULL OR a.score >= $2)
     ORDER BY h.image_id, a.position
     """
-    return store.query(sql, (entry, label, threshold))
+    return store.query(sql, (label, threshold))
 
 
 def _keys_sql(model_keys: Mapping[str, str]) -> str:
     rows = ", ".join(f"('{entry}', '{key}')" for entry, key in model_keys.items())
     return f"SELECT * FROM (VALUES {rows}) AS t(entry, current_key)"
-
-
-def _of(model_keys: Mapping[str, str]) -> str:
-    return f"AND o.entry IN ({', '.join(repr(entry) for entry in model_keys)})"
