@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.annotation import build_annotation_asset
+from assets.automation import build_automation
 from assets.evaluation import build_evaluation_assets
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
@@ -29,7 +30,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
     effective = plan.with_model(environment.model, **environment.settings)
     effective.check_models()
     models_of(effective)
-    return dg.Definitions(
+    definitions = dg.Definitions(
         assets=[
             *build_ingestion_assets(plan),
             *(build_annotation_asset(plan, entry) for entry in plan.entries),
@@ -44,6 +45,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
         # One process, so that a model loads once a run.
         executor=dg.in_process_executor,
     )
+    return dg.Definitions.merge(definitions, build_automation(plan))
 
 
 @dg.definitions

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from assets.partitions import CLASSES
+from assets.partitions import range_tags, ranges, registered_classes
 from assets.progress import LISTENERS
 from definitions import REPOSITORY, build_definitions
 from labeling_pipeline.asks import class_names, model_keys
@@ -106,11 +106,8 @@ def _run_assets(
     # The job that the UI uses too, so that it shows which assets a headless run made.
     job = definitions.resolve_implicit_global_asset_job_def()
 
-    def materialize(names: Sequence[str], chunk: tuple[str, str] | None = None) -> None:
-        tags = dict(HEADLESS)
-        if chunk:
-            tags["dagster/asset_partition_range_start"] = chunk[0]
-            tags["dagster/asset_partition_range_end"] = chunk[1]
+    def materialize(names: Sequence[str], classes: Sequence[str] = ()) -> None:
+        tags = HEADLESS | (range_tags(classes) if classes else {})
         result = job.execute_in_process(
             asset_selection=[dg.AssetKey(name) for name in names],
             instance=instance,
@@ -124,10 +121,10 @@ def _run_assets(
     materialize(["raw_images", "clean_images"])
     if ran.failures:
         return ran
-    for chunk in _chunks(instance, _slugs_of(store, only)):
+    for classes in ranges(registered_classes(instance), _slugs_of(store, only)):
         for entry in plan.entries:
-            materialize([entry.asset], chunk)
-        materialize(["visualizations", "class_exports"], chunk)
+            materialize([entry.asset], classes)
+        materialize(["visualizations", "class_exports"], classes)
     materialize(["action_predictions", "har_evaluation", "detection_evaluation", "model_agreement"])
     materialize(["annotation_report"])
     return ran
@@ -169,19 +166,6 @@ def _slugs_of(store: AnnotationStore, only: Sequence[str]) -> set[str]:
             f"{', '.join(classes.values())}"
         )
     return {slug_of[name] for name in only}
-
-
-def _chunks(instance: dg.DagsterInstance, wanted: set[str]) -> Iterator[tuple[str, str]]:
-    """Contiguous ranges in registration order: what one Dagster run can cover."""
-    chunk: list[str] = []
-    for slug in instance.get_dynamic_partitions(str(CLASSES.name)):
-        if slug in wanted:
-            chunk.append(slug)
-        elif chunk:
-            yield chunk[0], chunk[-1]
-            chunk = []
-    if chunk:
-        yield chunk[0], chunk[-1]
 
 
 def _note_failures(ran: Ran, result: dg.ExecuteInProcessResult) -> None:

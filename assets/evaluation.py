@@ -26,6 +26,12 @@ from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
 from resources.vision_model import VisionModelResource
 
+WHEN_LABELS_ARE_IN = dg.AutomationCondition.eager().without(
+    # Classes that are missing never hold an evaluation up.
+    ~dg.AutomationCondition.any_deps_missing()
+)
+"""Anew once labels have come in and nothing upstream is still running."""
+
 
 def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     """The assets over all classes. Classes that are missing never hold them up."""
@@ -40,6 +46,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     @dg.asset(
         deps=keypoint_entries,
         group_name="evaluation",
+        automation_condition=WHEN_LABELS_ARE_IN,
         kinds={"scikitlearn", "duckdb"},
         description=(
             "The action of every image, predicted from its person's keypoints by a classifier "
@@ -68,6 +75,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     @dg.asset(
         deps=[action_predictions],
         group_name="evaluation",
+        automation_condition=WHEN_LABELS_ARE_IN,
         kinds={"scikitlearn", "matplotlib"},
         description="Human-action recognition: accuracy, scores by action and four figures.",
     )
@@ -94,6 +102,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     @dg.asset(
         deps=entries,
         group_name="evaluation",
+        automation_condition=WHEN_LABELS_ARE_IN,
         kinds={"supervision", "matplotlib"},
         description="Boxes and keypoints of every entry against the plan's ground truth.",
     )
@@ -126,6 +135,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     @dg.asset(
         deps=entries,
         group_name="evaluation",
+        automation_condition=WHEN_LABELS_ARE_IN,
         kinds={"scipy", "csv"},
         description=(
             "Where entries with different models label the same class: which boxes both found, "
@@ -166,6 +176,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
             model_agreement,
         ],
         group_name="evaluation",
+        automation_condition=WHEN_LABELS_ARE_IN,
         kinds={"html"},
         description="One self-contained HTML page over everything: open it in a browser.",
     )

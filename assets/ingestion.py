@@ -8,7 +8,12 @@ from collections import Counter
 import dagster as dg
 
 from assets.metadata import table
-from assets.partitions import CLASSES
+from assets.partitions import (
+    CLASSES,
+    classes_in_flight,
+    partition_changes,
+    registered_classes,
+)
 from assets.progress import reporter
 from labeling_pipeline.asks import class_names
 from labeling_pipeline.inventory import FileReport, clean, update_inventory
@@ -19,12 +24,16 @@ from resources.image_source import ImageSourceResource
 RAW_IMAGES = dg.AssetKey("raw_images")
 CLEAN_IMAGES = dg.AssetKey("clean_images")
 
+INGESTION_POOL = "ingestion"
+"""One run at a time looks at the files: a second one would read them all over."""
+
 
 def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     """The two assets that every entry stands on."""
 
     @dg.asset(
         key=RAW_IMAGES,
+        pool=INGESTION_POOL,
         group_name="ingestion",
         kinds={"duckdb"},
         description=(
@@ -40,9 +49,15 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         root = image_source.path()
         annotation_store.at().claim(root)
         store = annotation_store.open()
-        summary = update_inventory(store, root, plan.class_names, reporter(context, "raw_images"))
+        in_flight = classes_in_flight(context.instance, but=context.run_id)
+        summary = update_inventory(
+            store, root, plan.class_names, reporter(context, "raw_images"), in_flight
+        )
         classes = class_names(store)
-        context.instance.add_dynamic_partitions(str(CLASSES.name), list(classes))
+        changes = partition_changes(registered_classes(context.instance), list(classes), in_flight)
+        context.instance.add_dynamic_partitions(str(CLASSES.name), changes.added)
+        for key in changes.deleted:
+            context.instance.delete_dynamic_partition(str(CLASSES.name), key)
         context.add_output_metadata(
             {
                 "image_root": dg.MetadataValue.path(root),
@@ -62,6 +77,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     @dg.asset(
         key=CLEAN_IMAGES,
         deps=[RAW_IMAGES],
+        pool=INGESTION_POOL,
         group_name="ingestion",
         kinds={"pillow", "duckdb"},
         description=(

@@ -9,7 +9,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -74,6 +74,7 @@ class InventorySummary:
     classes_added: tuple[str, ...]
     classes_retired: tuple[str, ...]
     classes_returned: tuple[str, ...]  # had been retired
+    classes_affected: tuple[str, ...]  # have files that were added or changed
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def update_inventory(
     root: Path,
     plan_classes: Sequence[str] = (),
     progress: Progress | None = None,
+    in_use: Collection[str] = (),
 ) -> InventorySummary:
     """Bring the tables ``dataset_files`` and ``classes`` up to date with the image root.
 
@@ -120,6 +122,7 @@ def update_inventory(
             lies in no sub-folder belongs to no class of its own; without, to the class that is
             named like the root.
         progress: told of every file that is read.
+        in_use: slugs of classes that are not to be retired yet.
 
     Raises:
         ConfigurationError: the root cannot be walked, or two class names share one slug.
@@ -151,7 +154,11 @@ def update_inventory(
         for row in store.query("SELECT class, retired FROM classes").to_pylist()
     }
     added_classes = [slug for slug in names if slug not in stored_classes]
-    retired = sorted(s for s, gone in stored_classes.items() if not gone and s not in names)
+    retired = sorted(
+        slug
+        for slug, gone in stored_classes.items()
+        if not gone and slug not in names and slug not in in_use
+    )
     returned = sorted(s for s, gone in stored_classes.items() if gone and s in names)
 
     if changed or removed or added_classes or retired or returned:
@@ -175,6 +182,7 @@ def update_inventory(
         classes_added=tuple(added_classes),
         classes_retired=tuple(retired),
         classes_returned=tuple(returned),
+        classes_affected=tuple(sorted({row.class_slug for row in changed if row.class_slug})),
     )
 
 
