@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
-from labeling_pipeline.store.annotation_store import SCHEMA_VERSION, AnnotationStore
+from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.schema import SCHEMA_VERSION
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -331,7 +332,7 @@ def test_a_damaged_file_says_at_once_how_to_go_on(
     insert(store, *(f"class_{i}" for i in range(2000)))
     store.path.write_bytes(damage(store.path.read_bytes()))
     started = time.monotonic()
-    with pytest.raises(StoreError, match="restore a backup") as caught:
+    with pytest.raises(StoreError, match="no backup to restore, so move it away") as caught:
         AnnotationStore(store.path).query("SELECT max(class), max(display_name) FROM classes")
     assert str(store.path) in str(caught.value)
     assert not isinstance(caught.value, StoreBusyError)
@@ -352,7 +353,7 @@ def test_damage_inside_the_rows_is_named_when_they_are_read(store: AnnotationSto
     assert len(data) > header + 4 * block
     store.path.write_bytes(data)
     for _ in range(2):
-        with pytest.raises(StoreError, match="restore a backup"):
+        with pytest.raises(StoreError, match="no backup to restore, so move it away"):
             AnnotationStore(store.path).query("SELECT max(class), max(display_name) FROM classes")
 
 
@@ -361,7 +362,7 @@ def test_a_path_that_says_lock_is_no_lock(tmp_path: Path):
     path.parent.mkdir()
     path.write_bytes(b"nonsense" * 1000)
     started = time.monotonic()
-    with pytest.raises(StoreError, match="restore a backup"):
+    with pytest.raises(StoreError, match="no backup to restore, so move it away"):
         AnnotationStore(path).query("SELECT 1")
     assert time.monotonic() - started < 10
 
