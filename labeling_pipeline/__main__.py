@@ -1,5 +1,7 @@
 """``python -m labeling_pipeline VERB``: everything that is not a pipeline run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +10,35 @@ from rich.console import Console
 from rich.table import Table
 
 from labeling_pipeline.errors import LabelingError
-from labeling_pipeline.home import Environment
+from labeling_pipeline.home import Environment, Home
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, capabilities, load_model
 from labeling_pipeline.recognition import score_labels
+from labeling_pipeline.store import maintenance
+from labeling_pipeline.store.database_file import DatabaseFile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+store_verbs = typer.Typer(
+    no_args_is_help=True, help="The file that holds everything: keep it safe."
+)
+app.add_typer(store_verbs, name="store")
 console = Console()
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="default: LABELING_HOME, or the sample")
+]
+
+
+@contextmanager
+def errors_said() -> Iterator[None]:
+    """An error raised on purpose is printed and ends the program with exit code 1."""
+    try:
+        yield
+    except LabelingError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
 
 
 @app.callback()
@@ -57,19 +80,78 @@ def recognize(
     model: Annotated[str | None, typer.Option(help="default: LABELING_MODEL, or ours")] = None,
 ) -> None:
     """Which of some labels an image shows: the presence of each, normalised over all of them."""
-    try:
+    with errors_said():
         environment = Environment.read(Path())
         name = model or environment.model or EMBEDDED
         settings = ModelSettings.model_validate(environment.settings)
         scores = score_labels(read_image(image), label, load_model(name, settings))
-    except LabelingError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, highlight=False)
-        raise typer.Exit(1) from None
     table = Table("label", "score", title=f"{image.name}, by {name}")
     for candidate, score in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(candidate, f"{score:.3f}")
     console.print(table)
+
+
+@store_verbs.command()
+def backup(
+    home: HomeOption = None,
+    keep: Annotated[int, typer.Option(min=1, help="of all backups")] = maintenance.KEEP,
+) -> None:
+    """Write a backup into the home, and keep only the newest ones."""
+    with errors_said():
+        written = maintenance.back_up(_store_file(home), keep)
+    _say(f"{written}, {_size(written.stat().st_size)}")
+
+
+@store_verbs.command()
+def compact(home: HomeOption = None) -> None:
+    """Write the file anew, without the room that deleted and rewritten rows took."""
+    with errors_said():
+        before, after = maintenance.compact(_store_file(home))
+    _say(f"{_size(before)} before, {_size(after)} now")
+
+
+@store_verbs.command()
+def restore(
+    backup: Annotated[Path | None, typer.Argument(help="default: the newest")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Put a backup in place of the file, which is kept beside it. End all runs first."""
+    with errors_said():
+        restored, aside = maintenance.restore(_store_file(home), backup)
+    _say(f"{restored} is in place" + (f"; what was there is now {aside}" if aside else ""))
+    _say("What was labeled since is due again")
+
+
+@store_verbs.command()
+def check(home: HomeOption = None) -> None:
+    """Read everything in the file and say what it holds. Exit code 1 if anything is wrong."""
+    with errors_said():
+        file = _store_file(home)
+        condition = maintenance.check(file)
+    table = Table("table", "rows")
+    for name, rows in condition.rows.items():
+        table.add_row(name, f"{rows:,}")
+    console.print(table)
+    _say(
+        f"{file.path}: {_size(condition.size_bytes)}, schema version {condition.version or 'unknown'}"
+    )
+    for problem in condition.problems:
+        _say(f"WRONG: {problem}")
+    if condition.problems:
+        raise typer.Exit(1)
+    _say("Nothing is wrong")
+
+
+def _store_file(home: Path | None) -> DatabaseFile:
+    return DatabaseFile(Home(home or Environment.read(Path()).home).store_path)
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":
