@@ -132,9 +132,8 @@ def check(home: HomeOption = None) -> None:
     for name, rows in condition.rows.items():
         table.add_row(name, f"{rows:,}")
     console.print(table)
-    _say(
-        f"{file.path}: {_size(condition.size_bytes)}, schema version {condition.version or 'unknown'}"
-    )
+    version = condition.version or "unknown"
+    _say(f"{file.path}: {_size(condition.size_bytes)}, schema version {version}")
     for problem in condition.problems:
         _say(f"WRONG: {problem}")
     if condition.problems:
