@@ -7,11 +7,14 @@ of Dagster.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.corrections import SHAPE, Correction, Row, apply_corrections
 
 MAX_ATTEMPTS = 3
 """A failed outcome is asked again until this many attempts failed; then it is held."""
@@ -284,21 +287,110 @@ def current_annotations(
 ) -> pd.DataFrame:
     """Annotations behind the current outcomes, one row for each annotation x class it answers.
 
+    Corrections are applied, see `apply_corrections`; a class shows those of the label that was
+    asked for it.
+
     thresholds: entry -> lowest score kept.
-    Columns: those of table ``annotations``, and of the outcome ``class``, ``display_name``,
-    ``path``, ``image_number``, ``belongs``, ``model_key``.
+    Columns: those of table ``annotations``, of the outcome ``class``, ``display_name``, ``path``,
+    ``image_number``, ``belongs``, ``model_key``, and ``corrected_by``: who gave the annotation,
+    NULL if a model did.
+    """
+    rows = answered_annotations(store, model_keys, thresholds, class_slug)
+    corrections = stored_corrections(store, list(model_keys))
+    if corrections:
+        rows = _corrected(store, model_keys, rows, corrections, class_slug)
+    return rows.to_pandas()
+
+
+def answered_annotations(
+    store: AnnotationStore,
+    model_keys: Mapping[str, str],
+    thresholds: Mapping[str, float],
+    class_slug: str | None = None,
+    image_ids: Sequence[str] | None = None,
+) -> pa.Table:
+    """What models answered, before corrections: rows as of `current_annotations`.
+
+    image_ids: of these images only.
     """
     limits = " ".join(f"WHEN '{entry}' THEN {limit}" for entry, limit in thresholds.items())
     limit = f"CASE a.entry {limits} ELSE 0 END" if limits else "0"
-    wanted = "AND class = $1" if class_slug else ""
+    outcomes = "outcomes"
+    if image_ids is not None:
+        outcomes = "(SELECT * FROM outcomes WHERE image_id IN (SELECT unnest($2::VARCHAR[])))"
     sql = f"""
-    WITH holding AS (SELECT * FROM ({current_sql(model_keys)}) WHERE true {wanted})
-    SELECT a.*, h.class, h.display_name, h.path, h.image_number, h.belongs, h.model_key
+    WITH holding AS (
+        SELECT * FROM ({current_sql(model_keys, outcomes)}) WHERE class = $1 OR $1 IS NULL
+    )
+    SELECT a.*, h.class, h.display_name, h.path, h.image_number, h.belongs, h.model_key,
+        NULL::VARCHAR AS corrected_by
     FROM holding h JOIN annotations a USING (generation_id, parser_version)
     WHERE a.label = h.label AND (a.score IS NULL OR a.score >= {limit})
     ORDER BY a.entry, h.class, h.path, a.position
     """
-    return store.query(sql, (class_slug,) if class_slug else ()).to_pandas()
+    return store.query(sql, (class_slug,) if image_ids is None else (class_slug, list(image_ids)))
+
+
+def stored_corrections(
+    store: AnnotationStore, entries: Sequence[str] | None = None
+) -> list[Correction]:
+    """What people corrected, in order of time. entries: of these only."""
+    rows = store.query(
+        "SELECT * FROM corrections WHERE $1::VARCHAR[] IS NULL OR entry IN (SELECT unnest($1)) "
+        "ORDER BY created_at, correction_id",
+        (None if entries is None else list(entries),),
+    )
+    return [Correction.of(row) for row in rows.to_pylist()]
+
+
+_OF_ANSWER = ("class", "display_name", "path", "image_number", "belongs", "model_key")
+
+
+def _corrected(
+    store: AnnotationStore,
+    model_keys: Mapping[str, str],
+    rows: pa.Table,
+    corrections: Sequence[Correction],
+    class_slug: str | None,
+) -> pa.Table:
+    """Corrections on top of the rows of `answered_annotations`."""
+    edits = _by_image_and_entry(corrections)
+    outcomes = "(SELECT * FROM outcomes SEMI JOIN corrections USING (image_id, entry))"
+    held = store.query(
+        f"SELECT c.*, i.width_px, i.height_px FROM ({current_sql(model_keys, outcomes)}) c "
+        "JOIN images i USING (image_id) WHERE class = $1 OR $1 IS NULL",
+        (class_slug,),
+    ).to_pylist()
+    is_touched = pc.is_in(
+        rows["image_id"], pa.array([row["image_id"] for row in held], pa.string())
+    )
+    answered: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows.filter(is_touched).to_pylist():
+        answered.setdefault((row["image_id"], row["entry"], row["class"]), []).append(row)
+    corrected = []
+    for outcome in held:
+        image_id, entry = outcome["image_id"], outcome["entry"]
+        found = apply_corrections(
+            answered.pop((image_id, entry, outcome["class"]), []),
+            edits[image_id, entry],
+            (outcome["width_px"], outcome["height_px"]),
+        )
+        of_answer = {name: outcome[name] for name in _OF_ANSWER}
+        corrected += [row | of_answer for row in found if row["label"] == outcome["label"]]
+    # Other entries' annotations of these images are as they were.
+    corrected += [row for others in answered.values() for row in others]
+    return pa.concat_tables(
+        [rows.filter(pc.invert(is_touched)), pa.Table.from_pylist(corrected, schema=rows.schema)]
+    ).sort_by([(name, "ascending") for name in ("entry", "class", "path", "position")])
+
+
+def _by_image_and_entry(
+    corrections: Sequence[Correction],
+) -> dict[tuple[str, str], list[Correction]]:
+    edits: dict[tuple[str, str], list[Correction]] = {}
+    for correction in corrections:
+        edits.setdefault((correction.image_id, correction.entry), []).append(correction)
+    return edits
 
 
 def current_regions(
@@ -306,8 +398,8 @@ def current_regions(
 ) -> pa.Table:
     """The boxes that an entry found of a label, on every image that it was asked of.
 
-    Returns columns image_id, annotation_id, x0_px, y0_px, x1_px, y1_px, text; an image without
-    boxes has one row with NULL in all but the first.
+    Corrections are applied. Returns columns image_id, annotation_id, x0_px, y0_px, x1_px, y1_px,
+    text; an image without boxes has one row with NULL in all but the first.
     """
     sql = f"""
     WITH holding AS (
@@ -316,13 +408,52 @@ def current_regions(
         WHERE label = $1 AND state <> 'failed'
     ),
     boxes AS (SELECT * FROM annotations WHERE label = $1 AND x0_px IS NOT NULL)
-    SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px, a.text
+    SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px, a.text,
+        h.generation_id, h.parser_version, a.position
     FROM holding h LEFT JOIN boxes a
         ON a.generation_id = h.generation_id AND a.parser_version = h.parser_version
         AND (a.score IS NULL OR a.score >= $2)
     ORDER BY h.image_id, a.position
     """
-    return store.query(sql, (label, threshold))
+    rows = store.query(sql, (label, threshold))
+    corrections = stored_corrections(store, [entry])
+    if corrections:
+        rows = _corrected_regions(store, rows, corrections, entry, label)
+    return rows.select(_REGION)
+
+
+_REGION = ["image_id", "annotation_id", "x0_px", "y0_px", "x1_px", "y1_px", "text"]
+
+
+def _corrected_regions(
+    store: AnnotationStore,
+    rows: pa.Table,
+    corrections: Sequence[Correction],
+    entry: str,
+    label: str,
+) -> pa.Table:
+    """Corrections on top of the boxes of `current_regions`."""
+    edits = _by_image_and_entry(corrections)
+    sizes = store.query(
+        "SELECT image_id, width_px, height_px FROM images SEMI JOIN corrections USING (image_id)"
+    ).to_pylist()
+    size_of = {size["image_id"]: (size["width_px"], size["height_px"]) for size in sizes}
+    is_touched = pc.is_in(rows["image_id"], pa.array([image_id for image_id, _ in edits]))
+    answers: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows.filter(is_touched).to_pylist():
+        answer = answers.setdefault(
+            (row["image_id"], row["generation_id"], row["parser_version"]), []
+        )
+        if row["annotation_id"]:
+            answer.append(dict.fromkeys(SHAPE) | row | {"label": label, "corrected_by": None})
+    corrected: list[Row] = []
+    for (image_id, *_), answer in answers.items():
+        found = apply_corrections(answer, edits[image_id, entry], size_of[image_id])
+        boxes = [row for row in found if row["label"] == label and row["x0_px"] is not None]
+        corrected += boxes or [{"image_id": image_id}]
+    return pa.concat_tables(
+        [rows.filter(pc.invert(is_touched)), pa.Table.from_pylist(corrected, schema=rows.schema)]
+    ).sort_by([("image_id", "ascending"), ("position", "ascending")])
 
 
 def _keys_sql(model_keys: Mapping[str, str]) -> str:
