@@ -71,8 +71,6 @@ def classes_in_flight(instance: dg.DagsterInstance, but: str | None = None) -> s
         if start in registered and end in registered:
             first, last = registered.index(start), registered.index(end)
             classes.update(registered[first : last + 1])
-        elif start or end:
-            classes.update(registered)
     return classes
 
 
