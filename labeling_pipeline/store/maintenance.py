@@ -4,9 +4,12 @@ A copy is DuckDB's own: it reads every block, so that a damaged file is noticed 
 backup, and it leaves behind the room that deleted and rewritten rows took.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 
@@ -15,12 +18,15 @@ from labeling_pipeline.store.database_file import (
     DatabaseFile,
     backups_of,
     draft_of,
+    how_to_restore,
     log_of,
     remove,
     set_aside,
     utc_stamp,
 )
 from labeling_pipeline.store.schema import KEYS, SCHEMA_VERSION, version_of
+
+_Answer = TypeVar("_Answer")
 
 KEEP = 3
 """How many backups of a store are kept."""
@@ -130,25 +136,35 @@ def check(file: DatabaseFile) -> Condition:
     """
     _must_exist(file)
     condition = Condition(file.path.stat().st_size)
-    try:
-        with file.opened(read_only=True) as connection:
-            condition.version = version_of(connection, file.path)
-            tables = _column(connection, "SELECT table_name FROM duckdb_tables() ORDER BY ALL")
-        for table in tables:
-            # Each on its own: after damage DuckDB answers nothing more about the file.
+    damaged = False
+
+    def read(what: str, ask: Callable[[duckdb.DuckDBPyConnection], _Answer]) -> _Answer | None:
+        # Each on its own: after damage DuckDB answers nothing more about the file.
+        nonlocal damaged
+        try:
             with file.opened(read_only=True) as connection:
-                # Of every value, so that every block is read and its checksum compared.
-                (rows,) = _column(
-                    connection, f"SELECT count(*) FROM {table} t WHERE hash(t) IS NOT NULL"
-                )
-                condition.rows[table] = rows
-        if condition.version == SCHEMA_VERSION:
-            with file.opened(read_only=True) as connection:
-                condition.problems += _contradictions(connection)
-    except StoreBusyError:
-        raise
-    except StoreError as error:
-        condition.problems.append(str(error))
+                return ask(connection)
+        except StoreBusyError:
+            raise
+        except StoreError as error:
+            damaged |= error.__cause__ is not None
+            condition.problems.append(f"{what}: {error.__cause__ or error}")
+            return None
+
+    condition.version = read("schema version", partial(version_of, path=file.path))
+    tables = "SELECT table_name FROM duckdb_tables() ORDER BY ALL"
+    for table in read("list of tables", partial(_column, sql=tables)) or []:
+        # Of every value, so that every block is read and its checksum compared.
+        everything = (
+            f"SELECT n FROM (SELECT count(*) AS n, bit_xor(hash(t)) AS all_values FROM {table} t) "
+            "WHERE all_values IS NOT NULL OR n = 0"
+        )
+        for rows in read(table, partial(_column, sql=everything)) or []:
+            condition.rows[table] = rows
+    if damaged:
+        condition.problems.append(f"the file is damaged: {how_to_restore(file.path)}")
+    elif condition.version == SCHEMA_VERSION:
+        condition.problems += read("keys", _contradictions) or []
     return condition
 
 

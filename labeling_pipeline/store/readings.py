@@ -10,11 +10,15 @@ import pyarrow as pa
 
 from labeling_pipeline.errors import StoreError
 from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.ledger import current_sql
 
-_COUNTS = """
-WITH today AS (
+_TODAY = """
+today AS (
     SELECT unnest($1::VARCHAR[]) AS model_key, unnest($2::INTEGER[]) AS parser_version
-),
+)
+"""
+_COUNTS = f"""
+WITH {_TODAY},
 readings AS (
     SELECT entry, model_key, generation_id, max(parser_version) AS parser_version
     FROM outcomes WHERE generation_id IS NOT NULL
@@ -35,6 +39,24 @@ def count_answers(store: AnnotationStore, parser_versions: Mapping[str, int]) ->
     Returns columns entry, model_key, answers, read_before.
     """
     return store.query(_COUNTS, (list(parser_versions), list(parser_versions.values())))
+
+
+def count_current_read_before(
+    store: AnnotationStore, model_keys: Mapping[str, str], parser_versions: Mapping[str, int]
+) -> dict[str, int]:
+    """Entry -> outcomes of the current view that only older parsers read; never 0.
+
+    model_keys: as for `current_outcomes`. parser_versions: model key -> today's.
+    """
+    sql = f"""
+    WITH {_TODAY}
+    SELECT entry, count(*) AS outcomes
+    FROM ({current_sql(model_keys)}) h JOIN today t USING (model_key)
+    WHERE h.generation_id IS NOT NULL AND h.parser_version < t.parser_version
+    GROUP BY entry ORDER BY entry
+    """
+    rows = store.query(sql, (list(parser_versions), list(parser_versions.values()))).to_pylist()
+    return {row["entry"]: row["outcomes"] for row in rows}
 
 
 # Row numbers, because the tables have no index: in files that are only appended to, rows stay where
@@ -124,10 +146,17 @@ def stored_answers(store: AnnotationStore, answers: pa.Table) -> tuple[pa.Table,
     return tables[0], tables[1]
 
 
+_BOXES = """
+SELECT annotation_id, x0_px, y0_px, x1_px, y1_px FROM annotations
+WHERE annotation_id IN (SELECT unnest($1::VARCHAR[]))
+UNION ALL
+SELECT correction_id, ("values"->>'x0_px')::DOUBLE, ("values"->>'y0_px')::DOUBLE,
+    ("values"->>'x1_px')::DOUBLE, ("values"->>'y1_px')::DOUBLE
+FROM corrections WHERE correction_id IN (SELECT unnest($1::VARCHAR[]))
+"""
+
+
 def boxes_of(store: AnnotationStore, annotation_ids: list[str]) -> pa.Table:
-    """Where some annotations are: columns annotation_id, x0_px, y0_px, x1_px, y1_px."""
-    return store.query(
-        "SELECT annotation_id, x0_px, y0_px, x1_px, y1_px FROM annotations "
-        "WHERE annotation_id IN (SELECT unnest($1::VARCHAR[]))",
-        (annotation_ids,),
-    )
+    """Where annotations are, those that people gave too: columns annotation_id, x0_px, y0_px,
+    x1_px, y1_px."""
+    return store.query(_BOXES, (annotation_ids,))

@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,46 +13,23 @@ import pytest
 
 from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
 from labeling_pipeline.store.annotation_store import AnnotationStore
+from labeling_pipeline.store.database_file import backups_of, log_of
 from labeling_pipeline.store.schema import SCHEMA_VERSION
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.store.stores import (
+    HOLDER,
+    MANY_CLASSES,
+    class_row,
+    damage_rows,
+    insert,
+    names,
+    start,
+    wait_for_line,
+)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> AnnotationStore:
     return AnnotationStore(tmp_path / "home" / "annotations.duckdb")
-
-
-def class_row(name: str, **values: Any) -> dict[str, Any]:
-    return {"class": name, "display_name": name.title()} | values
-
-
-def insert(store: AnnotationStore, *names: str) -> None:
-    with store.transaction() as tx:
-        tx.insert("classes", [class_row(name) for name in names])
-
-
-def names(store: AnnotationStore) -> list[str]:
-    table = store.query("SELECT class FROM classes ORDER BY class_number")
-    return table["class"].to_pylist()
-
-
-def start(store: AnnotationStore, body: str) -> subprocess.Popen[str]:
-    """Another process, in which ``store`` is this store."""
-    code = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from labeling_pipeline.store.annotation_store import AnnotationStore\n"
-        f"store = AnnotationStore(Path({str(store.path)!r}))\n{body}"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 # Reading and writing
@@ -295,6 +270,28 @@ def test_a_migrated_store_has_the_columns_of_a_new_one(
     assert old.query(columns).to_pylist() == store.query(columns).to_pylist()
 
 
+def test_several_processes_that_migrate_at_once_do_it_once(tmp_path: Path):
+    store = store_of_version(1, tmp_path / "old.duckdb", GENERATION, OUTCOMES, ANNOTATION)
+    count = "print(store.query('SELECT count(*) AS n FROM outcomes')['n'][0])"
+    processes = [start(store, count) for _ in range(3)]
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert [output for output, _ in answers] == ["3\n"] * 3, answers
+    (backup,) = backups_of(store.path)
+    with duckdb.connect(str(backup), read_only=True) as old:
+        assert old.execute("SELECT value FROM meta").fetchall() == [("1",)]
+        assert old.execute("SELECT count(*) FROM outcomes").fetchall() == [(3,)]
+
+
+def test_a_damaged_file_is_not_migrated(tmp_path: Path):
+    store = store_of_version(1, tmp_path / "old.duckdb", MANY_CLASSES)
+    damage_rows(store.path)
+    damaged = store.path.read_bytes()
+    with pytest.raises(StoreError, match="no backup to restore"):
+        store.query("SELECT 1")
+    assert store.path.read_bytes() == damaged
+    assert backups_of(store.path) == []
+
+
 def test_a_duckdb_file_that_is_no_store_is_refused_naming_the_fix(tmp_path: Path):
     path = tmp_path / "other.duckdb"
     with duckdb.connect(str(path)) as connection:
@@ -341,17 +338,8 @@ def test_a_damaged_file_says_at_once_how_to_go_on(
 
 def test_damage_inside_the_rows_is_named_when_they_are_read(store: AnnotationStore):
     with store.transaction() as tx:
-        tx.execute(
-            "INSERT INTO classes (class, display_name) "
-            "SELECT md5(i::VARCHAR), md5(i::VARCHAR) || md5((i + 1)::VARCHAR) "
-            "FROM range(60000) t(i)"
-        )
-    data = bytearray(store.path.read_bytes())
-    block, header = 262_144, 12_288
-    # The first block holds rows; those that say which blocks there are come last.
-    data[header + 1000 : header + 1064] = os.urandom(64)
-    assert len(data) > header + 4 * block
-    store.path.write_bytes(data)
+        tx.execute(MANY_CLASSES)
+    damage_rows(store.path)
     for _ in range(2):
         with pytest.raises(StoreError, match="no backup to restore, so move it away"):
             AnnotationStore(store.path).query("SELECT max(class), max(display_name) FROM classes")
@@ -372,6 +360,25 @@ def test_a_store_that_was_moved_away_is_made_anew(store: AnnotationStore):
     store.path.rename(store.path.with_suffix(".old"))
     assert names(store) == []
     assert names(AnnotationStore(store.path.with_suffix(".old"))) == ["cats"]
+
+
+def test_a_log_whose_file_was_moved_away_is_not_taken_for_the_new_ones(store: AnnotationStore):
+    insert(store, "cats")
+    killed = start(
+        store,
+        "import duckdb\n"
+        "connection = duckdb.connect(str(store.path))\n"
+        "connection.execute('UPDATE classes SET retired = true')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    killed.communicate(timeout=60)
+    log = log_of(store.path)
+    assert log.exists()
+    content = log.read_bytes()
+    store.path.rename(store.path.with_suffix(".old"))
+    assert names(store) == []
+    (kept,) = store.path.parent.glob("*.damaged-*.wal")
+    assert kept.read_bytes() == content
 
 
 # Several at once
@@ -445,16 +452,6 @@ def test_several_writer_processes_lose_nothing_from_the_first_moment(store: Anno
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     expected = {f"{name}_{batch}_{i}" for name in "abc" for batch in range(4) for i in range(10)}
     assert set(names(store)) == expected
-
-
-HOLDER = """
-with store.transaction() as tx:
-    tx.insert("classes", [
-        {"class": f"open_{i}", "display_name": "x" * 1000} for i in range(20000)
-    ])
-    print("holding", flush=True)
-    time.sleep(60)
-"""
 
 
 def test_who_waits_too_long_is_told_that_another_process_holds_the_store(store: AnnotationStore):
