@@ -115,42 +115,22 @@ class Asked:
             for said in conclusion.labels.values()
             for annotation, source in zip(said.answer.annotations, said.sources, strict=True)
         ]
+        first = self.generation_id()
+        ids = {source: self.generation_id(source) for _, source in found}
         return [
-            self._annotation(position, annotation, source, parser_version)
+            {
+                "annotation_id": f"{first}-{parser_version}-{position}",
+                "generation_id": first,
+                "answered_in": ids[source],
+                "image_id": self.image_id,
+                "entry": self.entry,
+                "label": annotation.label,
+                "parser_version": parser_version,
+                "position": position,
+                **_shape(annotation),
+            }
             for position, (annotation, source) in enumerate(found)
         ]
-
-    def _annotation(
-        self, position: int, annotation: Annotation, source: int, parser_version: int
-    ) -> Row:
-        """source: position of the generation that the annotation stands in."""
-        x0, y0, x1, y1 = annotation.bbox or (None,) * 4
-        scores = annotation.token_scores
-        return {
-            "annotation_id": f"{self.generation_id()}-{parser_version}-{position}",
-            "generation_id": self.generation_id(),
-            "answered_in": self.generation_id(source),
-            "image_id": self.image_id,
-            "entry": self.entry,
-            "label": annotation.label,
-            "parser_version": parser_version,
-            "position": position,
-            "x0_px": x0,
-            "y0_px": y0,
-            "x1_px": x1,
-            "y1_px": y1,
-            "point": _xy(annotation.point) if annotation.point else None,
-            "polygon": [_xy(corner) for corner in annotation.polygon] or None,
-            "text": annotation.text,
-            "score": annotation.score,
-            "geometric_mean": scores.geometric_mean if scores else None,
-            "window_mass": scores.window_mass if scores else None,
-            "keypoints": [
-                {"name": k.name, "x_px": k.x_px, "y_px": k.y_px, "score": k.score}
-                for k in annotation.keypoints
-            ]
-            or None,
-        }
 
 
 def model_row(model: Model) -> Row:
@@ -162,6 +142,28 @@ def model_row(model: Model) -> Row:
         "revision": str(model.parameters["revision"]),
         "licence": model.card.licence,
         "parameters": json.dumps(model.parameters, sort_keys=True),
+    }
+
+
+def _shape(annotation: Annotation) -> Row:
+    x0, y0, x1, y1 = annotation.bbox or (None,) * 4
+    scores = annotation.token_scores
+    return {
+        "x0_px": x0,
+        "y0_px": y0,
+        "x1_px": x1,
+        "y1_px": y1,
+        "point": _xy(annotation.point) if annotation.point else None,
+        "polygon": [_xy(corner) for corner in annotation.polygon] or None,
+        "text": annotation.text,
+        "score": annotation.score,
+        "geometric_mean": scores.geometric_mean if scores else None,
+        "window_mass": scores.window_mass if scores else None,
+        "keypoints": [
+            {"name": k.name, "x_px": k.x_px, "y_px": k.y_px, "score": k.score}
+            for k in annotation.keypoints
+        ]
+        or None,
     }
 
 

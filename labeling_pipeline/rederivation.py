@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from labeling_pipeline.annotations import FinishReason, Generation
 from labeling_pipeline.asking.questions import Question, Region
 from labeling_pipeline.asking.rounds import conclude
-from labeling_pipeline.asks import class_names, models_of, short_hash
+from labeling_pipeline.asks import class_names, model_keys, models_of, short_hash
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.labeling import Progress, read_answer
 from labeling_pipeline.models.base import Model
@@ -32,11 +32,11 @@ from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.records import Asked, Row
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import current_outcomes
 from labeling_pipeline.store.readings import (
     answers_read_before,
     boxes_of,
     count_answers,
+    count_current_read_before,
     stored_answers,
 )
 from labeling_pipeline.tasks import Task
@@ -46,6 +46,7 @@ BATCH = 2000
 
 _PLACES = ["outcome_rows", "generation_rows"]
 
+NO_MODEL = "no row of table models says what their model key stands for"
 NOT_IN_PLAN = "the plan has no such entry any more"
 OTHER_PROMPT = "the plan asks something else today"
 NO_ORDER = "in which order its generations were asked is not known"
@@ -101,10 +102,8 @@ def rederive(
     """
     started = time.perf_counter()
     adapters = _adapters(store, plan)
-    known = {key: one for key, one in adapters.items() if not isinstance(one, str)}
-    versions = {key: model.parser_version for key, model in known.items()}
     order = {entry.name: number for number, entry in enumerate(plan.entries)}
-    counts = count_answers(store, versions).to_pylist()
+    counts = count_answers(store, _parser_versions(adapters)).to_pylist()
     counts.sort(key=lambda row: order.get(row["entry"], len(order)))
     total = sum(row["read_before"] for row in counts if row["entry"] in order)
     done = 0
@@ -113,14 +112,15 @@ def rederive(
     for row in counts:
         reread = Reread(row["entry"], row["model_key"])
         rereads.append(reread)
-        if reread.model_key not in known:
-            reread.left_alone[str(adapters.get(reread.model_key))] = row["answers"]
+        model = adapters.get(reread.model_key, NO_MODEL)
+        if isinstance(model, str):
+            reread.left_alone[model] = row["answers"]
         elif not row["read_before"]:
             continue
         elif reread.entry not in order:
             reread.left_alone[NOT_IN_PLAN] = row["read_before"]
         else:
-            reader = _Reader(store, plan, known[reread.model_key], reread, run_id)
+            reader = _Reader(store, plan, model, reread, run_id)
             for read in reader.run(batch):
                 done += read
                 progress(done, total)
@@ -130,18 +130,13 @@ def rederive(
 def stale_readings(store: AnnotationStore, plan: Plan) -> dict[str, int]:
     """Entry -> outcomes of the current view that an older parser than today's read; re-derivation
     reads them anew. Entries without any are left out."""
-    models = models_of(plan)
-    keys = {name: model.model_key for name, model in models.items()}
-    versions = {
-        key: model.parser_version
-        for key, model in _adapters(store, plan).items()
-        if not isinstance(model, str)
-    }
-    outcomes = current_outcomes(store, keys)
-    answered = outcomes[outcomes["generation_id"].notna()]
-    today = answered["model_key"].map(versions)
-    counts = answered[answered["parser_version"] < today].groupby("entry").size()
-    return {str(entry): int(count) for entry, count in counts.items()}
+    return count_current_read_before(
+        store, model_keys(plan), _parser_versions(_adapters(store, plan))
+    )
+
+
+def _parser_versions(adapters: Mapping[str, Model | str]) -> dict[str, int]:
+    return {key: one.parser_version for key, one in adapters.items() if not isinstance(one, str)}
 
 
 def _adapters(store: AnnotationStore, plan: Plan) -> dict[str, Model | str]:
@@ -230,7 +225,7 @@ class _Reader:
         boxes = _boxes(self.store, about) if about else {}
         facts = {row["generation_id"]: row for row in answers.drop_columns(_PLACES).to_pylist()}
         for (answer, asked_rows), (_, outcome_rows) in zip(
-            _by_answer(_plain(generations)), _by_answer(outcomes.to_pylist()), strict=True
+            _by_answer(generations.to_pylist()), _by_answer(outcomes.to_pylist()), strict=True
         ):
             first = asked_rows[0]
             asked = Asked(
@@ -364,8 +359,3 @@ def _generation(row: Row) -> Generation:
         tuple(row["frame_size_px"]),  # type: ignore[arg-type]
         row["latency_s"],
     )
-
-
-def _plain(table: pa.Table) -> Iterator[Row]:
-    """The rows of a table, lists as they are needed."""
-    yield from table.to_pylist()
