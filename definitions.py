@@ -7,6 +7,7 @@ import dagster as dg
 
 from assets.annotation import build_annotation_asset
 from assets.automation import build_automation
+from assets.checks import build_checks
 from assets.evaluation import build_evaluation_assets
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
@@ -37,6 +38,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
             *build_output_assets(plan),
             *build_evaluation_assets(plan),
         ],
+        asset_checks=build_checks(plan),
         resources={
             "annotation_store": AnnotationStoreResource(home=str(environment.home.resolve())),
             "image_source": ImageSourceResource(root=str(environment.images.resolve())),
