@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labeling_pipeline.asks import EntryAsks, class_names, models_of
+from labeling_pipeline.asks import EntryAsks, class_names, model_keys
+from labeling_pipeline.images.cleaning import NEAR_DUPLICATE
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.rederivation import stale_readings
@@ -24,7 +25,7 @@ SIGNIFICANCE = 0.01
 
 _TOLERANCE_PX = 1.0
 _TOLERANCE = 1e-6
-_DUPLICATES = ("exact_duplicate", "near_duplicate")
+_DUPLICATES = ("exact_duplicate", NEAR_DUPLICATE)
 
 Row = dict[str, str | int | float]
 
@@ -54,27 +55,20 @@ def rejected_share(store: AnnotationStore, plan: Plan) -> CheckOutcome:
     """Cleaning accepts images, and does not reject more of them than the plan expects."""
     files = report_files(store)
     accepted, rejected = (files.statuses.get(status, 0) for status in ("accepted", "rejected"))
-    total = accepted + rejected
-    reasons = {
-        reason: sum(note.reason == reason for note in files.not_accepted)
-        for reason in files.reasons
-        if any(n.reason == reason and n.status == "rejected" for n in files.not_accepted)
-    }
-    rows = tuple(
-        {"reason": reason, "images": images, "share": _rounded(images / total)}
-        for reason, images in sorted(reasons.items(), key=lambda item: -item[1])[:MAX_ROWS]
-    )
+    skipped = files.statuses.get("skipped", 0)
+    reasons = sorted(files.reasons.items(), key=lambda item: -item[1])
+    rows: tuple[Row, ...] = tuple({"reason": r, "files": n} for r, n in reasons[:MAX_ROWS])
     if not accepted:
         return CheckOutcome(
             False,
-            f"no image was accepted: {rejected} were rejected and "
-            f"{files.statuses.get('skipped', 0)} files skipped",
+            f"no image was accepted: {rejected} were rejected and {skipped} files skipped",
             rows,
             "Look at the reasons, then change `cleaning` in the plan or the image root "
-            "(LABELING_IMAGES); labeling would find nothing to do.",
+            "(LABELING_IMAGES): there is nothing to label.",
             spreads=True,
         )
-    duplicates = sum(images for reason, images in reasons.items() if reason in _DUPLICATES)
+    total = accepted + rejected
+    duplicates = sum(files.reasons.get(reason, 0) for reason in _DUPLICATES)
     limits = plan.checks
     over = [
         f"{share:.0%} {what} (expected at most {limit:.0%})"
@@ -84,16 +78,16 @@ def rejected_share(store: AnnotationStore, plan: Plan) -> CheckOutcome:
         )
         if share > limit
     ]
+    if not over:
+        return CheckOutcome(
+            True, f"{accepted} of {total} images were accepted, {duplicates} are duplicates", rows
+        )
     return CheckOutcome(
-        not over,
-        f"of {total} images {' and '.join(over)}"
-        if over
-        else f"{accepted} of {total} images were accepted, {duplicates} are duplicates",
+        False,
+        f"of {total} images {' and '.join(over)}",
         rows,
-        "Look at the rejected files; if cleaning is too strict, change `cleaning` in the plan, if "
-        "this is how the images are, `checks`."
-        if over
-        else "",
+        "Look at the rejected files. If cleaning is too strict, change `cleaning` in the plan; if "
+        "the images are like that, `checks`.",
     )
 
 
@@ -138,7 +132,7 @@ def annotations_are_sound(store: AnnotationStore, plan: Plan, entry: Entry) -> C
     """Geometry, scores and labels of all annotations in view make sense, and so do the states."""
     found = store.query(
         _UNSOUND.format(
-            current=current_sql(_key_of(plan, entry), "among"),
+            current=current_sql({entry.name: model_keys(plan)[entry.name]}, "among"),
             inside=_INSIDE.format(point="p", px=_TOLERANCE_PX),
             point_inside=_INSIDE.format(point="point", px=_TOLERANCE_PX),
             px=_TOLERANCE_PX,
@@ -147,7 +141,7 @@ def annotations_are_sound(store: AnnotationStore, plan: Plan, entry: Entry) -> C
         ),
         (
             entry.name,
-            _covered(class_names(store), entry),
+            _covered(store, entry),
             sorted({name for one in SKELETONS.values() for name in one.keypoints}),
         ),
     ).to_pylist()
@@ -178,8 +172,7 @@ def empty_label_rate(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckO
     moved by more than the plan's ``empty_rate_change`` and Fisher's exact test, which is exact for
     any number of images, gives chance less than ``SIGNIFICANCE``.
     """
-    names = class_names(store)
-    rows = store.query(_EMPTY_RATES, (entry.name, _covered(names, entry))).to_pylist()
+    rows = store.query(_EMPTY_RATES, (entry.name, _covered(store, entry))).to_pylist()
     compared = [row for row in rows if row["images_before"]]
     if not compared:
         return CheckOutcome(True, "no class has an earlier run to compare with")
@@ -218,8 +211,8 @@ def score_drift(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckOutcom
     over the plan's ``score_drift`` and beyond what chance gives with a probability of
     ``SIGNIFICANCE``, by Smirnov's limit for large samples.
     """
-    key = _key_of(plan, entry)[entry.name]
-    covered = _covered(class_names(store), entry)
+    key = model_keys(plan)[entry.name]
+    covered = _covered(store, entry)
     before = store.query(_KEY_BEFORE, (entry.name, covered, key)).to_pylist()
     if not before:
         return CheckOutcome(True, "no earlier model to compare with")
@@ -300,12 +293,9 @@ def no_failed_partitions(store: AnnotationStore, failed: Collection[str]) -> Che
 # What they share --------------------------------------------------------------------------------
 
 
-def _key_of(plan: Plan, entry: Entry) -> dict[str, str]:
-    return {entry.name: models_of(plan)[entry.name].model_key}
-
-
-def _covered(names: dict[str, str], entry: Entry) -> list[str]:
-    return [slug for slug, name in names.items() if entry.covers(name)]
+def _covered(store: AnnotationStore, entry: Entry) -> list[str]:
+    """Slugs of the classes that an entry labels."""
+    return [slug for slug, name in class_names(store).items() if entry.covers(name)]
 
 
 def _narrowed(ask: Ask, image_ids: Sequence[str]) -> Ask:
