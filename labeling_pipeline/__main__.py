@@ -1,5 +1,6 @@
 """``python -m labeling_pipeline VERB``: everything that is not a pipeline run."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,15 +8,19 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from labeling_pipeline.errors import LabelingError
+from labeling_pipeline.errors import LabelingError, StoreError
 from labeling_pipeline.home import Environment, Home
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, capabilities, load_model
+from labeling_pipeline.plan import load_plan
 from labeling_pipeline.recognition import score_labels
+from labeling_pipeline.rederivation import NOTHING_LEFT, rederive
 from labeling_pipeline.store import maintenance
+from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.database_file import DatabaseFile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -89,6 +94,40 @@ def recognize(
     for candidate, score in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(candidate, f"{score:.3f}")
     console.print(table)
+
+
+@app.command("rederive")
+def read_again(home: HomeOption = None) -> None:
+    """Read stored answers again with today's parsers, where older ones read them. Loads no model.
+
+    What is asked stands in the plan (LABELING_PLAN). Nothing is overwritten.
+    """
+    with errors_said():
+        environment = Environment.read(Path())
+        plan = load_plan(environment.plan).with_model(environment.model, **environment.settings)
+        store = AnnotationStore(Home(home or environment.home).store_path)
+        if not store.path.exists():
+            raise StoreError(f"there is no store at {store.path}: name its home with --home")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+            bar = bars.add_task("answers", total=None)
+            summary = rederive(
+                store,
+                plan,
+                str(uuid.uuid4()),
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+    rows = [one.row() for one in summary.worth_telling]
+    if rows:
+        table = Table(*(name.replace("_", " ") for name in rows[0]))
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        console.print(table)
+    if summary.read:
+        _say(f"{summary.read} answers read in {summary.seconds:.1f} s")
+        _say("Materialize what is drawn, exported and evaluated to see it there")
+    else:
+        _say(NOTHING_LEFT)
 
 
 @store_verbs.command()

@@ -14,6 +14,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -46,6 +47,7 @@ BATCH = 2000
 
 _PLACES = ["outcome_rows", "generation_rows"]
 
+NOTHING_LEFT = "Nothing is left to read: all other answers were read by today's parsers."
 NO_MODEL = "no row of table models says what their model key stands for"
 NOT_IN_PLAN = "the plan has no such entry any more"
 OTHER_PROMPT = "the plan asks something else today"
@@ -62,12 +64,27 @@ class Reread:
     """
 
     entry: str
+    model: str
     model_key: str
     read: int = 0
     changed: Counter[tuple[str, str]] = field(default_factory=Counter)
     annotations_before: int = 0
     annotations: int = 0
     left_alone: Counter[str] = field(default_factory=Counter)
+
+    def row(self) -> dict[str, str | int]:
+        """The same for a table."""
+        changed = [f"{old} -> {new}: {n}" for (old, new), n in self.changed.most_common()]
+        return {
+            "entry": self.entry,
+            "model": self.model,
+            "model_key": self.model_key,
+            "read": self.read,
+            "states_changed": ", ".join(changed),
+            "annotations_before": self.annotations_before,
+            "annotations": self.annotations,
+            "left_alone": "; ".join(f"{n}: {why}" for why, n in self.left_alone.most_common()),
+        }
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,21 @@ class RederivationSummary:
     def read(self) -> int:
         """Answers read again."""
         return sum(one.read for one in self.rereads)
+
+    @property
+    def changed(self) -> int:
+        """Outcomes that have another state than before."""
+        return sum(one.changed.total() for one in self.rereads)
+
+    @property
+    def left_alone(self) -> int:
+        """Answers left alone."""
+        return sum(one.left_alone.total() for one in self.rereads)
+
+    @property
+    def worth_telling(self) -> list[Reread]:
+        """Where something was read, or left alone."""
+        return [one for one in self.rereads if one.read or one.left_alone]
 
 
 def rederive(
@@ -110,7 +142,7 @@ def rederive(
     progress(done, total)
     rereads = []
     for row in counts:
-        reread = Reread(row["entry"], row["model_key"])
+        reread = Reread(row["entry"], row["model"] or "unknown", row["model_key"])
         rereads.append(reread)
         model = adapters.get(reread.model_key, NO_MODEL)
         if isinstance(model, str):
@@ -152,11 +184,9 @@ def _adapters(store: AnnotationStore, plan: Plan) -> dict[str, Model | str]:
 def _adapter(name: str, checkpoint: str) -> Model | str:
     # Settings are for asking. A folder is known by its path too, where its name has gone.
     for reference in (name, checkpoint):
-        try:
+        with suppress(ConfigurationError):
             return load_model(reference, ModelSettings())  # type: ignore[call-arg]
-        except ConfigurationError as error:
-            why = str(error)
-    return f"{name} is not known here any more: {why}"
+    return "the model is not there any more: put it back, or install the package it came with"
 
 
 @dataclass(frozen=True)

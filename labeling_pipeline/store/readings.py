@@ -24,9 +24,9 @@ readings AS (
     FROM outcomes WHERE generation_id IS NOT NULL
     GROUP BY entry, model_key, generation_id, class, attempt
 )
-SELECT entry, model_key, count(DISTINCT generation_id) AS answers,
-    count(DISTINCT r.generation_id) FILTER (r.parser_version < t.parser_version) AS read_before
-FROM readings r LEFT JOIN today t USING (model_key)
+SELECT entry, model_key, any_value(m.name) AS model, count(DISTINCT generation_id) AS answers,
+    count(DISTINCT generation_id) FILTER (r.parser_version < t.parser_version) AS read_before
+FROM readings r LEFT JOIN today t USING (model_key) LEFT JOIN models m USING (model_key)
 GROUP BY entry, model_key
 ORDER BY entry, model_key
 """
@@ -36,7 +36,7 @@ def count_answers(store: AnnotationStore, parser_versions: Mapping[str, int]) ->
     """How many answers there are, and how many of them only older parsers read.
 
     parser_versions: model key -> today's; answers of other model keys count as read by nobody's.
-    Returns columns entry, model_key, answers, read_before.
+    Returns columns entry, model_key, model (its name), answers, read_before.
     """
     return store.query(_COUNTS, (list(parser_versions), list(parser_versions.values())))
 
