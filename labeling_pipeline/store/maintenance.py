@@ -5,7 +5,7 @@ backup, and it leaves behind the room that deleted and rewritten rows took.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -208,6 +208,8 @@ def _copy(file: DatabaseFile, target: Path) -> None:
         try:
             connection.execute(f"COPY FROM DATABASE {source} TO {source}_copy")
         finally:
+            with suppress(duckdb.TransactionException):
+                connection.rollback()
             connection.execute(f"DETACH {source}_copy")
 
 

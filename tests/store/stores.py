@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,12 +46,14 @@ def names(store: AnnotationStore) -> list[str]:
 
 
 def damage_rows(path: Path) -> None:
-    """Overwrite some rows of a store with ``MANY_CLASSES``."""
+    """Overwrite some rows of ``classes`` in a store with ``MANY_CLASSES``, and nothing else."""
+    with duckdb.connect(str(path), read_only=True) as connection:
+        stored = "SELECT max(block_id) FROM pragma_storage_info('classes')"
+        ((number,),) = connection.execute(stored).fetchall()
+    header, block = 12_288, 262_144
     data = bytearray(path.read_bytes())
-    block, header = 262_144, 12_288
-    # The first block holds rows; those that say which blocks there are come last.
-    data[header + 1000 : header + 1064] = os.urandom(64)
-    assert len(data) > header + 4 * block
+    place = header + number * block + 1000
+    data[place : place + 64] = os.urandom(64)
     path.write_bytes(data)
 
 
