@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from labeling_pipeline.errors import LabelingError, StoreError
+from labeling_pipeline import corrections
+from labeling_pipeline.errors import ConfigurationError, LabelingError, StoreError
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Environment, Home
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
@@ -28,6 +30,10 @@ store_verbs = typer.Typer(
     no_args_is_help=True, help="The file that holds everything: keep it safe."
 )
 app.add_typer(store_verbs, name="store")
+correction_verbs = typer.Typer(
+    no_args_is_help=True, help="What people changed: it holds whatever a model says later."
+)
+app.add_typer(correction_verbs, name="corrections")
 console = Console()
 
 HomeOption = Annotated[
@@ -178,6 +184,68 @@ def check(home: HomeOption = None) -> None:
     if condition.problems:
         raise typer.Exit(1)
     _say("Nothing is wrong")
+
+
+@correction_verbs.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="JSON, see docs/corrections.md")],
+    author: Annotated[str | None, typer.Option(help="of corrections that name none")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Read corrections from a file: all of them, or none if anything is wrong."""
+    with errors_said():
+        environment = Environment.read(Path())
+        store = _existing_store(home)
+        Home(home or environment.home).claim(environment.images)
+        plan = load_plan(environment.plan).with_model(environment.model, **environment.settings)
+        summary = corrections.import_corrections(
+            store, plan, file, environment.images, author=author
+        )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.added.items()))
+    _say(
+        f"{file}: {summary.added.total()} added{f' ({kinds})' if kinds else ''}, "
+        f"{summary.known} known already"
+    )
+    for note in summary.notes:
+        _say(f"  {note}")
+    if summary.classes:
+        _say(
+            "They hold from now on. Materialize visualizations and class_exports to see them, for "
+            + ", ".join(summary.classes)
+        )
+
+
+@correction_verbs.command("export")
+def export(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="where to write it; - for standard output",
+            dir_okay=False,
+            writable=True,
+            allow_dash=True,
+        ),
+    ],
+    home: HomeOption = None,
+) -> None:
+    """Write all corrections as JSON, which another home of the same images can import."""
+    with errors_said():
+        text, count = corrections.export_corrections(_existing_store(home))
+    if file == Path("-"):
+        typer.echo(text, nl=False)
+        return
+    write_if_changed(file, text.encode())
+    _say(f"{file}: {count} corrections")
+
+
+def _existing_store(home: Path | None) -> AnnotationStore:
+    path = Home(home or Environment.read(Path()).home).store_path
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path}: expected the store of a home, found nothing; materialize raw_images first, "
+            "or set LABELING_HOME"
+        )
+    return AnnotationStore(path)
 
 
 def _store_file(home: Path | None) -> DatabaseFile:

@@ -3,6 +3,7 @@
 LabelingError
 ├── ConfigurationError          what was asked for cannot work; retrying does not help
 │   ├── PlanError               a plan that is not valid: names file, line, expected and got
+│   ├── CorrectionsError        corrections that cannot be imported: file, position, expected, got
 │   ├── HomeError               a home that belongs to another image root
 │   ├── UnknownModelError       a model name that resolves to nothing
 │   └── MissingDependencyError  an optional package that this model needs
@@ -24,6 +25,10 @@ class ConfigurationError(LabelingError):
 
 class PlanError(ConfigurationError):
     """A labeling plan that is not valid."""
+
+
+class CorrectionsError(ConfigurationError):
+    """A file of corrections that cannot be imported; nothing of it was."""
 
 
 class HomeError(ConfigurationError):

@@ -259,7 +259,7 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
     images = images[images["class"].isin(list(names))]
     people = current_annotations(store, keys, thresholds(plan))
     people = people[(people["entry"] == entry.name) & people["belongs"]]
-    best = people.sort_values("score", ascending=False).drop_duplicates("image_id")
+    best = best_of_each_image(people)
     best = best.assign(bbox=list(best[_BOX].to_numpy()))[["image_id", "keypoints", "bbox"]]
     rows = images.merge(best, on="image_id", how="left")
     rows = rows.astype({"keypoints": object, "bbox": object})
@@ -267,6 +267,14 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
     predictions = predict_actions(rows, folds=plan.actions.folds, seed=plan.actions.seed)
     _replace_predictions(store, predictions, keys[entry.name])
     return predictions
+
+
+def best_of_each_image(annotations: pd.DataFrame) -> pd.DataFrame:
+    """The best-scored row of each image; what a person gave has no score and is the best."""
+    ranked = annotations.assign(by_model=annotations["corrected_by"].isna()).sort_values(
+        ["by_model", "score"], ascending=[True, False], kind="stable"
+    )
+    return ranked.drop(columns="by_model").drop_duplicates("image_id")
 
 
 def _replace_predictions(

@@ -15,7 +15,7 @@ Postures::
                       "label": "person", "score": 0.9132, "area": 5.0}]}
 
 Tasks that yield them add ``"point": [x, y]``, ``"polygon": [[x, y], ...]`` and ``"text"``; a point
-has no ``bbox`` and no ``area``.
+has no ``bbox`` and no ``area``. What a person gave says so: ``"corrected_by": "Ann"``.
 
 Unlike COCO, ``bbox`` is two corners. Coordinates are pixels with two decimals, scores have four. A
 keypoint that is not visible is ``null``; every name of the skeleton is always there. What has no
@@ -60,8 +60,8 @@ def build_box_document(
         task: goes into the document.
         display_name: of the class.
         images: every image of the class: ``image_id, image_number, path`` (relative).
-        annotations: ``image_id, x0_px, y0_px, x1_px, y1_px, score``. Those of images that are not
-            in ``images`` are left out.
+        annotations: ``image_id, x0_px, y0_px, x1_px, y1_px, score``, and ``corrected_by`` where
+            people gave some. Those of images that are not in ``images`` are left out.
         image_root: the folder that the paths are relative to.
     """
     return {
@@ -75,6 +75,7 @@ def build_box_document(
                 "confidence": _rounded(row.score, 4),
                 "area": _area(row),
                 **_extras(row),
+                **_author(row),
             }
             for number, row in _in_order(images, annotations)
         ],
@@ -114,6 +115,7 @@ def build_posture_document(
                 "label": row.label,
                 "score": _rounded(row.score, 4),
                 "area": _area(row),
+                **_author(row),
             }
         )
     return {
@@ -184,6 +186,12 @@ def _extras(row: Any) -> dict[str, Any]:
             value = [[_rounded(c["x_px"], 2), _rounded(c["y_px"], 2)] for c in value]
         extras[name] = value
     return extras
+
+
+def _author(row: Any) -> dict[str, str]:
+    """Who gave an annotation, where a person did."""
+    author = getattr(row, "corrected_by", None)
+    return {} if author is None or pd.isna(author) else {"corrected_by": author}
 
 
 def _bbox(row: Any) -> list[float | None] | None:
