@@ -96,7 +96,7 @@ def _new_images(plan: Plan) -> dg.SensorDefinition:
         return dg.SensorResult(
             run_requests=requests,
             skip_reason=None if requests else _why_nothing(wanted, look.in_flight),
-            cursor=json.dumps(sorted(wanted & look.in_flight)),
+            cursor=json.dumps(sorted(pending & look.in_flight)),
             dynamic_partitions_requests=look.partition_requests(),
             asset_events=look.asset_events(),
         )

@@ -185,8 +185,13 @@ def test_a_class_that_a_run_works_on_waits_and_is_asked_for_afterwards(pipeline:
         result = pipeline.tick(definitions)
         assert result.run_requests == []
         assert "dog" in result.skip_reason.skip_message
-    (request,) = pipeline.tick(definitions, result.cursor).run_requests
+    result = pipeline.tick(definitions, result.cursor)
+    (request,) = result.run_requests
     assert covered(request, pipeline) == ["dog"]
+    with in_flight(pipeline, definitions, request.tags):
+        result = pipeline.tick(definitions, result.cursor)
+    assert pipeline.run(definitions, request.tags)
+    assert pipeline.tick(definitions, result.cursor).run_requests == []
 
 
 def test_a_class_whose_folder_is_gone_is_retired_but_never_under_a_run(pipeline: Pipeline):

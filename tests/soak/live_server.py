@@ -30,6 +30,7 @@ entries:
   - {name: object, task: detection, ask: {"*": thing}}
   - {name: posture, task: keypoint, ask: {"*": person}}
 actions: {folds: 2}
+automation: {watch_every_s: 5}
 """
 
 _Value = TypeVar("_Value")
@@ -110,6 +111,7 @@ class LiveServer:
     def __init__(self, dataset: Dataset, url: str) -> None:
         self.dataset = dataset
         self.url = url
+        self._sensor_ids: dict[str, str] = {}
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """One GraphQL request; its data."""
@@ -158,6 +160,10 @@ class LiveServer:
 
     def backfill(self, asset: str, partitions: Sequence[str]) -> str:
         """Backfill partitions of one asset and wait for it; its final status."""
+        return self.final_backfill_status(self.start_backfill(asset, partitions))
+
+    def start_backfill(self, asset: str, partitions: Sequence[str]) -> str:
+        """Backfill partitions of one asset; the backfill's id."""
         answer = self.ask(
             """mutation($params: LaunchBackfillParams!) {
               launchPartitionBackfill(backfillParams: $params) {
@@ -168,7 +174,42 @@ class LiveServer:
             params={"assetSelection": [{"path": [asset]}], "partitionNames": list(partitions)},
         )["launchPartitionBackfill"]
         assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        return answer["backfillId"]
+
+    def rerun_what_failed(self, backfill_id: str) -> str:
+        """What *Backfill only failed and missing* does; its final status."""
+        answer = self.ask(
+            """mutation($params: ReexecutionParams!) {
+              reexecutePartitionBackfill(reexecutionParams: $params) {
+                __typename
+                ... on LaunchBackfillSuccess { backfillId }
+                ... on PythonError { message }
+              } }""",
+            params={"parentRunId": backfill_id, "strategy": "FROM_FAILURE"},
+        )["reexecutePartitionBackfill"]
+        assert answer["__typename"] == "LaunchBackfillSuccess", answer
         return self.final_backfill_status(answer["backfillId"])
+
+    def switch_sensor(self, name: str, *, on: bool) -> None:
+        """As the switch in the UI does."""
+        if on:
+            selector = {
+                "sensorName": name,
+                "repositoryName": "__repository__",
+                "repositoryLocationName": "labeling-pipeline",
+            }
+            answer = self.ask(
+                """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
+                  __typename ... on Sensor { id } } }""",
+                selector=selector,
+            )["startSensor"]
+            self._sensor_ids[name] = answer["id"]
+        else:
+            answer = self.ask(
+                """mutation($id: String!) { stopSensor(id: $id) { __typename } }""",
+                id=self._sensor_ids[name],
+            )["stopSensor"]
+        assert answer["__typename"] in ("Sensor", "StopSensorMutationResult"), answer
 
     def final_backfill_status(self, backfill_id: str) -> str:
         """Wait until a backfill is over."""
