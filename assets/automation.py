@@ -1,5 +1,5 @@
-"""Named jobs, and what starts runs by itself: sensors for new files and new labels, a schedule for
-what is due.
+"""Named jobs, and what starts runs by itself: sensors for new files and new labels,
+schedules for what is due and for the checks.
 
 All are off until somebody switches them on in the UI. Runs that label go over ranges of
 neighbouring classes, because a run loads its model once, and leave classes alone that a run is
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from assets.checks import ALL_CHECKS
 from assets.ingestion import CLEAN_IMAGES, RAW_IMAGES
 from assets.partitions import (
     CLASSES,
@@ -54,8 +55,13 @@ def build_automation(plan: Plan) -> dg.Definitions:
         dg.AssetSelection.groups("evaluation"),
         description="Recognise actions, evaluate, compare models, write the report.",
     )
+    check_labels = dg.define_asset_job(
+        "check_labels",
+        ALL_CHECKS,
+        description="Every check over what stands now, whichever run it is from.",
+    )
     return dg.Definitions(
-        jobs=[ingest_images, label_classes, evaluate_labels],
+        jobs=[ingest_images, label_classes, evaluate_labels, check_labels],
         sensors=[
             _new_images(plan),
             dg.AutomationConditionSensorDefinition(
@@ -64,7 +70,18 @@ def build_automation(plan: Plan) -> dg.Definitions:
                 description="Evaluates and reports anew once labels have come in.",
             ),
         ],
-        schedules=[_due_labels(plan)],
+        schedules=[
+            _due_labels(plan),
+            dg.ScheduleDefinition(
+                name="standing_checks",
+                job=check_labels,
+                cron_schedule=plan.automation.check,
+                execution_timezone=plan.automation.time_zone,
+                description=(
+                    "Checks what stands: a run that failed has skipped the checks of its assets."
+                ),
+            ),
+        ],
     )
 
 

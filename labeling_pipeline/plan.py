@@ -186,15 +186,17 @@ class Checks(BaseModel):
     )
 
 
+Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", description="five fields")]
+
+
 class Automation(BaseModel):
     """When Dagster looks for work by itself. Both ways are off until they are switched on there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    relabel: Annotated[str, Field(pattern=r"^\S+( +\S+){4}$")] = Field(
-        "0 3 * * *", description="cron (five fields): when the schedule labels what is due"
-    )
-    time_zone: str = Field("UTC", description="of `relabel`, by its IANA name")
+    relabel: Cron = Field("0 3 * * *", description="when the schedule labels what is due")
+    check: Cron = Field("0 * * * *", description="when the schedule checks what stands")
+    time_zone: str = Field("UTC", description="of both, by its IANA name")
     watch_every_s: int = Field(
         60, ge=5, description="seconds between two looks of the sensor at the image root"
     )

@@ -271,7 +271,10 @@ def test_everything_that_starts_runs_is_off_until_it_is_switched_on(pipeline: Pi
     repository = pipeline.definitions().get_repository_def()
     sensors = {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs}
     assert sensors == {"new_images": "STOPPED", "evaluation_after_labeling": "STOPPED"}
-    assert [s.default_status.value for s in repository.schedule_defs] == ["STOPPED"]
+    schedules = {
+        schedule.name: schedule.default_status.value for schedule in repository.schedule_defs
+    }
+    assert schedules == {"due_labels": "STOPPED", "standing_checks": "STOPPED"}
 
 
 def test_new_labels_ask_for_a_new_evaluation_though_a_class_is_missing(pipeline: Pipeline):
