@@ -160,8 +160,8 @@ def rederive(
 
 
 def stale_readings(store: AnnotationStore, plan: Plan) -> dict[str, int]:
-    """Entry -> outcomes of the current view that an older parser than today's read; re-derivation
-    reads them anew. Entries without any are left out."""
+    """Entry -> outcomes of the current view that an older parser than today's read, of the images
+    of each class itself. Once nothing is due, re-derivation reads them all. Never 0."""
     return count_current_read_before(
         store, model_keys(plan), _parser_versions(_adapters(store, plan))
     )

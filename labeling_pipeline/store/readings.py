@@ -44,7 +44,8 @@ def count_answers(store: AnnotationStore, parser_versions: Mapping[str, int]) ->
 def count_current_read_before(
     store: AnnotationStore, model_keys: Mapping[str, str], parser_versions: Mapping[str, int]
 ) -> dict[str, int]:
-    """Entry -> outcomes of the current view that only older parsers read; never 0.
+    """Entry -> outcomes of the current view, of the images of each class itself, that only older
+    parsers read; never 0.
 
     model_keys: as for `current_outcomes`. parser_versions: model key -> today's.
     """
@@ -52,7 +53,7 @@ def count_current_read_before(
     WITH {_TODAY}
     SELECT entry, count(*) AS outcomes
     FROM ({current_sql(model_keys)}) h JOIN today t USING (model_key)
-    WHERE h.generation_id IS NOT NULL AND h.parser_version < t.parser_version
+    WHERE h.belongs AND h.generation_id IS NOT NULL AND h.parser_version < t.parser_version
     GROUP BY entry ORDER BY entry
     """
     rows = store.query(sql, (list(parser_versions), list(parser_versions.values()))).to_pylist()
