@@ -41,6 +41,8 @@ def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
         metadata["images_per_second"] = dg.MetadataValue.float(round(rate, 2))
     if summary.asked_again:
         metadata["images_asked_again"] = dg.MetadataValue.int(summary.asked_again)
+    if summary.restored:
+        metadata["earlier_answers_in_force_again"] = dg.MetadataValue.int(summary.restored)
     if summary.dropped:
         metadata["dropped_pieces"] = dg.MetadataValue.int(summary.dropped)
     if summary.errors:
