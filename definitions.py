@@ -11,6 +11,7 @@ from assets.checks import build_checks
 from assets.evaluation import build_evaluation_assets
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
+from assets.rederivation import build_rederivation_asset
 from labeling_pipeline.asks import models_of
 from labeling_pipeline.home import Environment
 from labeling_pipeline.plan import Plan, load_plan
@@ -37,6 +38,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
             *(build_annotation_asset(plan, entry) for entry in plan.entries),
             *build_output_assets(plan),
             *build_evaluation_assets(plan),
+            build_rederivation_asset(plan),
         ],
         asset_checks=build_checks(plan),
         resources={

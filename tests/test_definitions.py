@@ -40,6 +40,7 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "detection_evaluation",
         "model_agreement",
         "annotation_report",
+        "rederived_annotations",
     }
 
 
