@@ -23,6 +23,7 @@ OVER_ALL = (
     "model_agreement",
     "annotation_report",
 )
+ON_DEMAND = "rederived_annotations"
 POISON_SIZE_PX = (210, 80)
 
 
@@ -32,9 +33,10 @@ def test_what_a_headless_run_made_is_materialized_with_metadata_in_the_ui(server
           assetKey { path } isPartitioned
           assetMaterializations { partition metadataEntries { label } } } }"""
     )["assetNodes"]
-    assert {node["assetKey"]["path"][0] for node in nodes} == {*PARTITIONED, *OVER_ALL}
-    for node in nodes:
-        name = node["assetKey"]["path"][0]
+    by_name = {node["assetKey"]["path"][0]: node for node in nodes}
+    assert set(by_name) == {*PARTITIONED, *OVER_ALL, ON_DEMAND}
+    assert by_name.pop(ON_DEMAND)["assetMaterializations"] == []
+    for name, node in by_name.items():
         made = node["assetMaterializations"]
         expected = set(CLASSES) if name in PARTITIONED else {None}
         assert node["isPartitioned"] == (name in PARTITIONED)
