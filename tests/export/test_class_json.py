@@ -58,6 +58,19 @@ def test_boxes_have_the_known_shape_with_every_image_listed():
     }
 
 
+@pytest.mark.parametrize(
+    ("author", "told"),
+    [("Ann", {"corrected_by": "Ann"}), (None, {}), (float("nan"), {})],
+    ids=["a person", "a model", "a model beside people"],
+)
+def test_what_a_person_gave_says_so(author: object, told: dict[str, str]):
+    rows = annotations(("bb", "person", 1.0, 2.0, 11.0, 22.0, None, ())).assign(corrected_by=author)
+    (boxed,) = build_box_document(Task.DETECTION, "Sitting", IMAGES, rows, ROOT)["annotations"]
+    assert (boxed["confidence"], boxed.get("corrected_by")) == (None, told.get("corrected_by"))
+    (posed,) = build_posture_document("Sitting", IMAGES, rows, ROOT)["annotations"]
+    assert {key: posed[key] for key in posed if key == "corrected_by"} == told
+
+
 def test_postures_have_one_annotation_a_person_with_every_keypoint_name():
     document = build_posture_document(
         "Sitting",
