@@ -25,7 +25,7 @@ from labeling_pipeline.records import Asked, model_row
 from labeling_pipeline.rederivation import rederive
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
-ANSWERS, BATCH = 20_000, 5_000
+ANSWERS, BATCH = 10_000, 5_000
 ROUNDS = 2
 LABELS = ("cat", "dog", "cow")
 BOXES_PER_LABEL = 2

@@ -42,8 +42,13 @@ from labeling_pipeline.store.readings import (
 )
 from labeling_pipeline.tasks import Task
 
-BATCH = 2000
-"""At most so many generations are in memory, but for those of one answer."""
+BATCH = 8000
+"""The answers of at most so many generations are written in one transaction, and of one answer at
+least. Writing looks through all that is stored for what is there already: few large batches cost
+less than many small ones."""
+
+_AT_ONCE = 2000
+"""So many generations are in memory at a time: their tokens take more room than what is written."""
 
 _PLACES = ["outcome_rows", "generation_rows"]
 
@@ -226,27 +231,28 @@ class _Reader:
         self.groups = _groups(store, plan, self.entry, model)
 
     def run(self, batch: int) -> Iterator[int]:
-        """Yields how many answers each batch had, once it is written."""
+        """Yields how many answers were read since the last time; some may not be written yet."""
         answers = answers_read_before(
             self.store, self.entry.name, self.reread.model_key, self.model.parser_version
         )
         for few in _cut(answers, batch):
             outcomes: list[Row] = []
             annotations: list[Row] = []
-            for answer in self._stored(few):
-                if answer is None:
-                    self.reread.left_alone[NO_ORDER] += 1
-                elif (group := self._group(answer)) is None:
-                    self.reread.left_alone[OTHER_PROMPT] += 1
-                else:
-                    said, found = self._read(answer, group)
-                    outcomes += said
-                    annotations += found
+            for fewer in _cut(few, _AT_ONCE):
+                for answer in self._stored(fewer):
+                    if answer is None:
+                        self.reread.left_alone[NO_ORDER] += 1
+                    elif (group := self._group(answer)) is None:
+                        self.reread.left_alone[OTHER_PROMPT] += 1
+                    else:
+                        said, found = self._read(answer, group)
+                        outcomes += said
+                        annotations += found
+                yield fewer.num_rows
             if outcomes:
                 with self.store.transaction() as tx:
                     tx.insert("outcomes", outcomes, skip_existing=True)
                     tx.insert("annotations", annotations, skip_existing=True)
-            yield few.num_rows
 
     def _stored(self, answers: pa.Table) -> Iterator[_Answer | None]:
         """The answers one by one; ``None`` where the order of asking cannot be told."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ from labeling_pipeline.rederivation import (
     NOTHING_LEFT,
     OTHER_PROMPT,
     RederivationSummary,
+    _cut,
     rederive,
     stale_readings,
 )
@@ -551,6 +553,8 @@ def test_interrupted_anywhere_it_goes_on_and_ends_the_same(
     half_as_sure(monkeypatch)
     rederive(copy, data.plan, "read again")
     expected = copy.query(EVERYTHING).to_pylist()
+    # The transactions below hold what was fetched at several times.
+    monkeypatch.setattr("labeling_pipeline.rederivation._AT_ONCE", 1)
     inserts = 0
     insert = Transaction.insert
 
@@ -577,6 +581,23 @@ SELECT 'annotation', image_id, entry, annotation_id, 0, parser_version, label, s
 FROM annotations
 ORDER BY ALL
 """
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param([1, 1, 1, 1], [3, 1], id="one generation each"),
+        pytest.param([2, 2, 1, 3, 3], [1, 2, 1, 1], id="no answer is cut"),
+        pytest.param([1, 9, 1, 1], [1, 1, 2], id="a larger one stands alone"),
+    ],
+)
+def test_answers_are_cut_into_batches_by_their_generations(sizes: list[int], slices: list[int]):
+    rows = [[0] * size for size in sizes]
+    answers = pa.table({"generation_rows": pa.array(rows, pa.list_(pa.int64()))})
+    cut = list(_cut(answers, 3))
+    assert [few.num_rows for few in cut] == slices
+    assert [row for few in cut for row in few["generation_rows"].to_pylist()] == rows
 
 
 def test_a_file_that_is_rewritten_meanwhile_is_an_error_that_says_so(tmp_path: Path):
