@@ -248,13 +248,17 @@ def score_drift(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckOutcom
 
 def readings_are_current(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckOutcome:
     """Every answer in view was read by the parser of today."""
-    stale = stale_readings(store, plan.model_copy(update={"entries": (entry,)}))
+    of_entry = plan.model_copy(update={"entries": (entry,)})
+    stale = stale_readings(store, of_entry).get(entry.name, {})
     if not stale:
         return CheckOutcome(True, "every answer in view was read by the parser of today")
+    most_first = sorted(stale.items(), key=lambda item: -item[1])
     return CheckOutcome(
         False,
-        f"{stale[entry.name]} outcomes in view were read by an older parser",
-        fix="Materialize rederived_annotations, or run `python -m labeling_pipeline rederive`: no "
+        f"{sum(stale.values())} outcomes in view were read by an older parser "
+        f"({_listed(name for name, _ in most_first)})",
+        tuple({"class": name, "outcomes": n} for name, n in most_first[:MAX_ROWS]),
+        "Materialize rederived_annotations, or run `python -m labeling_pipeline rederive`: no "
         "model is loaded. Answers to another prompt than today's stay until their classes are "
         "materialized again.",
     )

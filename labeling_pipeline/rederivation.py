@@ -164,9 +164,10 @@ def rederive(
     return RederivationSummary(tuple(rereads), time.perf_counter() - started)
 
 
-def stale_readings(store: AnnotationStore, plan: Plan) -> dict[str, int]:
-    """Entry -> outcomes of the current view that an older parser than today's read, of the images
-    of each class itself. Once nothing is due, re-derivation reads them all. Never 0."""
+def stale_readings(store: AnnotationStore, plan: Plan) -> dict[str, dict[str, int]]:
+    """Entry -> display name of a class -> outcomes of the current view that an older parser than
+    today's read, of the images of the class itself. Once nothing is due, re-derivation reads them
+    all. Never 0."""
     return count_current_read_before(
         store, model_keys(plan), _parser_versions(_adapters(store, plan))
     )

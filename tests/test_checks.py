@@ -594,6 +594,7 @@ def test_answers_that_an_older_parser_read_are_counted(data: Dataset):
     outcome = data.check(readings_are_current)
     assert (outcome.passed, outcome.spreads) == (False, False)
     assert "1 outcomes" in outcome.summary
+    assert outcome.rows == ({"class": "Big Cats", "outcomes": 1},)
     assert "rederived_annotations" in outcome.fix
     data.answer(["old"], generation_id="old", generations=False)
     assert data.check(readings_are_current).passed

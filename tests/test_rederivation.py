@@ -299,7 +299,7 @@ def test_what_is_read_out_of_an_answer_no_more_is_shown_no_more(
     assert len(current_annotations(data.store, keys, {})) == 12
     new_parser(monkeypatch)
     blind(monkeypatch)
-    assert stale_readings(data.store, data.plan) == {"a": 4}
+    assert stale_readings(data.store, data.plan) == {"a": {"cat": 2, "dog": 2}}
     summary = data.rederive()
     assert stale_readings(data.store, data.plan) == {}
     (one,) = summary.rereads

@@ -43,21 +43,30 @@ def count_answers(store: AnnotationStore, parser_versions: Mapping[str, int]) ->
 
 def count_current_read_before(
     store: AnnotationStore, model_keys: Mapping[str, str], parser_versions: Mapping[str, int]
-) -> dict[str, int]:
-    """Entry -> outcomes of the current view, of the images of each class itself, that only older
-    parsers read; never 0.
+) -> dict[str, dict[str, int]]:
+    """Entry -> display name of a class -> outcomes of the current view, of the images of the class
+    itself, that only older parsers read; never 0.
 
     model_keys: as for `current_outcomes`. parser_versions: model key -> today's.
     """
+    # Most answers have been read by every parser since: whether it holds is asked of the others.
     sql = f"""
-    WITH {_TODAY}
-    SELECT entry, count(*) AS outcomes
-    FROM ({current_sql(model_keys)}) h JOIN today t USING (model_key)
+    WITH {_TODAY},
+    suspects AS (
+        SELECT DISTINCT image_id, entry, class FROM outcomes o JOIN today t USING (model_key)
+        WHERE generation_id IS NOT NULL AND o.parser_version < t.parser_version
+    ),
+    among AS (SELECT * FROM outcomes SEMI JOIN suspects USING (image_id, entry, class))
+    SELECT entry, display_name, count(*) AS outcomes
+    FROM ({current_sql(model_keys, "among")}) h JOIN today t USING (model_key)
     WHERE h.belongs AND h.generation_id IS NOT NULL AND h.parser_version < t.parser_version
-    GROUP BY entry ORDER BY entry
+    GROUP BY entry, display_name ORDER BY entry, display_name
     """
+    counts: dict[str, dict[str, int]] = {}
     rows = store.query(sql, (list(parser_versions), list(parser_versions.values()))).to_pylist()
-    return {row["entry"]: row["outcomes"] for row in rows}
+    for row in rows:
+        counts.setdefault(row["entry"], {})[row["display_name"]] = row["outcomes"]
+    return counts
 
 
 # Row numbers, because the tables have no index: in files that are only appended to, rows stay where
