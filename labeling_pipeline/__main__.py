@@ -48,7 +48,7 @@ def errors_said() -> Iterator[None]:
         yield
     except LabelingError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, highlight=False)
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
