@@ -2,8 +2,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labeling_pipeline.store.corrections import (
+    SAME_THING,
     SHAPE,
     Correction,
     Kind,
@@ -301,3 +304,51 @@ def test_a_stored_row_is_read_back_as_it_was():
     (edit,) = corrections(("c1", "a-1-0", A_LEFT, shape((0.1, 0.2, 1 / 3, 7e-9), text="Größe")))
     assert Correction.of(edit.row()) == edit
     assert isinstance(edit.row()["values"], str)
+
+
+boxes = st.builds(
+    lambda x, y, width, height: shape((x, y, x + width, y + height)),
+    *(st.integers(0, 60), st.integers(0, 60), st.integers(1, 40), st.integers(1, 40)),
+)
+answers = st.lists(boxes, max_size=5)
+
+
+@st.composite
+def edited(draw: st.DrawFn) -> tuple[list[Row], list[Correction]]:
+    """An answer, and what people did to it and to what they gave before."""
+    rows = found(*draw(st.lists(boxes, min_size=1, max_size=5)))
+    there = {row["annotation_id"]: row for row in rows}
+    edits = []
+    for number in range(draw(st.integers(1, 4))):
+        values = draw(st.none() | boxes)
+        target_id = draw(st.sampled_from(sorted(there))) if there else None
+        if values and draw(st.booleans()):
+            target_id = None
+        if not (values or target_id):
+            continue
+        edits.append((f"c{number}", target_id or "", there.pop(target_id or "", None), values))
+        if values:
+            there[f"c{number}"] = values | {"generation_id": None, "parser_version": 0}
+    return rows, corrections(*edits)
+
+
+@given(case=edited(), other=answers)
+def test_whatever_a_model_answers_people_gave_the_same_and_nothing_stands_there_twice(
+    case: tuple[list[Row], list[Correction]], other: list[Row]
+):
+    rows, edits = case
+    given_by_people = []
+    for answer in (rows, found(*other, answer="b"), found(*other, version=2), []):
+        held = apply_corrections(answer, edits, SIZE)
+        persons = [row for row in held if row["corrected_by"]]
+        models = [row for row in held if not row["corrected_by"]]
+        given_by_people.append([(row["annotation_id"], row["x0_px"]) for row in persons])
+        assert all(row in answer for row in models), "models' answers are never altered"
+        assert not {row["annotation_id"] for row in models} & {c.annotation_id for c in edits}
+        assert not [
+            (model, person)
+            for model in models
+            for person in persons
+            if likeness(model, person, SIZE) >= SAME_THING
+        ]
+    assert all(given == given_by_people[0] for given in given_by_people)
