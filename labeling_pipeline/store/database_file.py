@@ -56,7 +56,7 @@ class DatabaseFile:
         with self.errors_explained():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire(timeout=timeout_s)
+                self._lock.acquire(timeout=timeout_s, poll_interval=0.01)
             except Timeout as error:
                 raise StoreBusyError(
                     f"{self.path}: another process has been writing for over {timeout_s:.0f} s; "

@@ -42,7 +42,7 @@ asked AS (
         unnest($3::VARCHAR[]) AS model_key, unnest($4::VARCHAR[]) AS request_hash,
         unnest($5::VARCHAR[]) AS image_id
 ),
-members AS (
+members AS NOT MATERIALIZED (
     SELECT image_id, class FROM dataset_files
     WHERE class IS NOT NULL AND image_id IS NOT NULL AND skipped_reason IS NULL
     UNION ALL
