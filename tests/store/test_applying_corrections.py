@@ -218,10 +218,11 @@ A_LEFT, A_RIGHT = found(shape(LEFT), shape(RIGHT))
             id="two deletions beside each other take a thing each",
         ),
         pytest.param(
-            found(shape(LEFT_MOVED), answer="b"),
+            # Both targets are most like the first thing; the second is like one of them only.
+            found(shape((12, 10, 32, 30)), shape((20, 10, 40, 30)), answer="b"),
             [("c1", "a-1-1", *found(shape(LEFT_NEIGHBOUR)), None), ("c2", "a-1-0", A_LEFT, None)],
             [],
-            id="one thing is taken by the edit that fits it best, and by no other",
+            id="one thing is taken by the edit that fits it best, and another by the next",
         ),
         pytest.param(
             found(shape(LEFT_MOVED), shape(LEFT_NEIGHBOUR), answer="b"),
