@@ -48,10 +48,14 @@ console = Console()
 
 @dataclass
 class Ran:
-    """What the runs of one call came to. failures: asset -> class (or "") -> reason."""
+    """What the runs of one call came to.
+
+    failures: asset -> class (or "") -> reason. warnings: (asset, check) -> what it found.
+    """
 
     run_ids: list[str] = field(default_factory=list)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    warnings: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def main(
@@ -117,6 +121,7 @@ def _run_assets(
         )
         ran.run_ids.append(result.run_id)
         _note_failures(ran, result)
+        _note_checks(ran, result)
 
     materialize(["raw_images", "clean_images"])
     if ran.failures:
@@ -174,6 +179,8 @@ def _note_failures(ran: Ran, result: dg.ExecuteInProcessResult) -> None:
             continue
         asset = event.step_key or "?"
         data = event.step_failure_data
+        if data.error and data.error.cls_name == "DagsterAssetCheckFailedError":
+            continue  # what the check found says more
         # Dagster records Ctrl-C as a failure of the step; it means all that would come after too.
         if data.error and "DagsterExecutionInterruptedError" in data.error.to_string():
             raise KeyboardInterrupt
@@ -184,6 +191,20 @@ def _note_failures(ran: Ran, result: dg.ExecuteInProcessResult) -> None:
             cause = data.error.cause or data.error
             reasons = {"": cause.message.strip()}
         ran.failures.setdefault(asset, {}).update(reasons)
+
+
+def _note_checks(ran: Ran, result: dg.ExecuteInProcessResult) -> None:
+    for check in result.get_asset_check_evaluations():
+        asset = check.asset_key.to_user_string()
+        ran.warnings.pop((asset, check.check_name), None)
+        if check.passed:
+            continue
+        fix = check.metadata.get("next")
+        told = f"{check.description}. {fix.value if fix else ''}".strip()
+        if check.severity is dg.AssetCheckSeverity.ERROR:
+            ran.failures.setdefault(asset, {})[""] = told
+        else:
+            ran.warnings[asset, check.check_name] = told
 
 
 @contextmanager
@@ -288,6 +309,9 @@ def _print_classes(store: AnnotationStore, plan: Plan) -> None:
 
 
 def _print_failures(ran: Ran, images: Path, plan_file: Path) -> None:
+    for (asset, check), told in ran.warnings.items():
+        console.print(f"[yellow]check[/] {escape(asset)}: {check}")
+        console.print(f"  {told}", markup=False, highlight=False)
     classes: dict[str, None] = {}
     for asset, reasons in ran.failures.items():
         for class_slug, reason in reasons.items():

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_a_failed_class_gives_exit_code_1_and_the_command_that_re_runs_it(run, p
     assert "all 4 images failed" in result.stdout
     assert f"python run.py {image_root} --plan" in result.stdout
     assert "--class dog" in result.stdout
+
+
+def test_what_the_checks_found_is_told(run, plan, image_root):
+    plan_file = Path(plan(boxes={"cat": [[0, 0, 500, 500]]}))
+    entries = plan_file.read_text()
+    plan_file.write_text(entries + "cleaning: {min_side_px: 5000}\n")
+    result = run(str(image_root), "--plan", str(plan_file))
+    assert result.returncode == 1
+    assert "failed clean_images" in result.stdout
+    assert "no image was accepted: 12 were rejected" in result.stdout
+    assert "object_annotations" not in result.stdout
+
+    plan_file.write_text(entries + "checks: {max_duplicate_share: 0.05}\n")
+    shutil.copy(image_root / "cat/0.png", image_root / "cat/copy.png")
+    result = run(str(image_root), "--plan", str(plan_file))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "check clean_images: rejected_share" in result.stdout
+    assert "of 13 images 8% are duplicates (expected at most 5%)" in result.stdout
 
 
 def test_only_the_classes_that_are_named_are_labeled(run, plan, image_root, tmp_path):
