@@ -165,6 +165,14 @@ MISTAKES = {
         "cleaning:\n  min_side: 3\nentries: [{name: a, task: detection}]\n",
         *(2, "cleaning.min_side", "one of the keys min_side_px, ", "'min_side'"),
     ),
+    "an unknown limit of the checks": Mistake(
+        "checks:\n  max_rejected: 3\nentries: [{name: a, task: detection}]\n",
+        *(2, "checks.max_rejected", "one of the keys max_rejected_share, ", "'max_rejected'"),
+    ),
+    "a share over 1": Mistake(
+        "checks:\n  score_drift: 3\nentries: [{name: a, task: detection}]\n",
+        *(2, "checks.score_drift", "less than or equal to 1", "3"),
+    ),
     "an unknown runtime setting": Mistake(
         "runtime:\n  gpu: 0\nentries: [{name: a, task: detection}]\n",
         *(2, "runtime.gpu", "one of the keys device, dtype, ", "'gpu'"),
