@@ -1,7 +1,7 @@
-"""Named jobs, and what starts runs by itself: sensors for new files and new labels,
-schedules for what is due and for the checks.
+"""Named jobs, and what starts runs by itself: sensors for new files and new labels, schedules for
+what is due and for the checks.
 
-All are off until somebody switches them on in the UI. Runs that label go over ranges of
+What asks a model is off until somebody switches it on in the UI. Runs that label go over ranges of
 neighbouring classes, because a run loads its model once, and leave classes alone that a run is
 working on already.
 """
@@ -9,6 +9,7 @@ working on already.
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -16,6 +17,7 @@ from assets.checks import ALL_CHECKS
 from assets.ingestion import CLEAN_IMAGES, RAW_IMAGES
 from assets.partitions import (
     CLASSES,
+    NOT_STARTED,
     PartitionChanges,
     classes_in_flight,
     partition_changes,
@@ -33,6 +35,7 @@ from resources.image_source import ImageSourceResource
 from resources.vision_model import VisionModelResource
 
 LABEL_CLASSES = "label_classes"
+CHECK_LABELS = "check_labels"
 OUTPUTS = ("visualizations", "class_exports")
 
 
@@ -56,7 +59,7 @@ def build_automation(plan: Plan) -> dg.Definitions:
         description="Recognise actions, evaluate, compare models, write the report.",
     )
     check_labels = dg.define_asset_job(
-        "check_labels",
+        CHECK_LABELS,
         ALL_CHECKS,
         description="Every check over what stands now, whichever run it is from.",
     )
@@ -69,6 +72,7 @@ def build_automation(plan: Plan) -> dg.Definitions:
                 target=dg.AssetSelection.groups("evaluation"),
                 description="Evaluates and reports anew once labels have come in.",
             ),
+            _checks_after_failure(check_labels),
         ],
         schedules=[
             _due_labels(plan),
@@ -83,6 +87,29 @@ def build_automation(plan: Plan) -> dg.Definitions:
             ),
         ],
     )
+
+
+def _checks_after_failure(check_labels: Any) -> dg.SensorDefinition:
+    @dg.run_failure_sensor(
+        name="checks_after_failure",
+        request_job=check_labels,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=(
+            "A run that fails skips the checks of its assets, which then look as if they had "
+            "failed themselves: they are run once more. Asks no model."
+        ),
+    )
+    def checks_after_failure(
+        context: dg.RunFailureSensorContext,
+    ) -> dg.RunRequest | dg.SkipReason:
+        if context.dagster_run.job_name == CHECK_LABELS:
+            return dg.SkipReason("it was the checks that failed: nothing would change by itself")
+        filters = dg.RunsFilter(job_name=CHECK_LABELS, statuses=NOT_STARTED)
+        if context.instance.get_runs(filters, limit=1):
+            return dg.SkipReason("checks are about to run already")
+        return dg.RunRequest(run_key=context.dagster_run.run_id)
+
+    return checks_after_failure
 
 
 def _new_images(plan: Plan) -> dg.SensorDefinition:

@@ -15,10 +15,13 @@ _PARTITION = "dagster/partition"
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
 
-_IN_FLIGHT = [
+NOT_STARTED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
+]
+_IN_FLIGHT = [
+    *NOT_STARTED,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]

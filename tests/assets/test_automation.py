@@ -267,10 +267,14 @@ def test_images_that_failed_too_often_are_named_as_the_reason_why_nothing_runs(p
     assert "1 images are held" in reason.skip_message
 
 
-def test_everything_that_starts_runs_is_off_until_it_is_switched_on(pipeline: Pipeline):
+def test_everything_that_asks_a_model_is_off_until_it_is_switched_on(pipeline: Pipeline):
     repository = pipeline.definitions().get_repository_def()
     sensors = {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs}
-    assert sensors == {"new_images": "STOPPED", "evaluation_after_labeling": "STOPPED"}
+    assert sensors == {
+        "new_images": "STOPPED",
+        "evaluation_after_labeling": "STOPPED",
+        "checks_after_failure": "RUNNING",
+    }
     schedules = {
         schedule.name: schedule.default_status.value for schedule in repository.schedule_defs
     }

@@ -9,7 +9,7 @@ import pytest
 
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from tests.soak.datasets import write_classes
-from tests.soak.live_server import CLASSES, LiveServer, wait_for
+from tests.soak.live_server import CLASSES, Dataset, LiveServer, wait_for
 
 pytestmark = pytest.mark.soak
 
@@ -88,6 +88,9 @@ def test_a_backfill_keeps_its_good_classes_and_a_second_one_does_only_the_failed
     assert states["materialized"] == {*CLASSES, *names} - {"fish"}
     assert set(dataset.asked_sizes("thing")[asked:]) == good
 
+    # The failed run has skipped its checks; they run again by themselves and tell the truth.
+    assert "fish" in wait_for(lambda: summary_of_check(dataset, "no_failed_partitions"))
+
     dataset.script()
     asked = len(dataset.asked_sizes("thing"))
     assert server.rerun_what_failed(backfill) == "COMPLETED_SUCCESS"
@@ -95,6 +98,18 @@ def test_a_backfill_keeps_its_good_classes_and_a_second_one_does_only_the_failed
     assert states["materialized"] == {*CLASSES, *names}
     assert not states["failed"]
     assert dataset.asked_sizes("thing")[asked:] == [POISON_SIZE_PX]
+
+
+def summary_of_check(dataset: Dataset, name: str) -> str | None:
+    """What the last run of a check of the entry object said; ``None`` if it was skipped."""
+    key = dg.AssetCheckKey(dg.AssetKey("object_annotations"), name)
+    with dg.DagsterInstance.from_config(str(dataset.home.dagster)) as instance:
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+        event = record.event.dagster_event if record.event else None
+        if event is None or event.event_type is not dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            return None
+        evaluation = event.asset_check_evaluation_data
+        return f"{evaluation.description} {evaluation.metadata}"
 
 
 def test_a_backfill_whose_worker_is_killed_ends_by_itself_and_repeats_no_answer(
