@@ -1,0 +1,96 @@
+"""The models of a service while it runs: their public names, whether they are ready, and the queue
+in front of them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import Request
+
+from labeling_pipeline.errors import ConfigurationError, LabelingError, RequestError
+from labeling_pipeline.models.base import Model
+from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.service.batching import Batcher, QueueLimits
+from labeling_pipeline.service.config import ServiceConfig
+from labeling_pipeline.tasks import Task
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """What all requests share.
+
+    models: public name -> model, in the order of the configuration. A model that is a folder is
+        called by the folder's name: where it lies is nobody's business.
+    failure: why a model could not be loaded; the service is of no use then.
+
+    Raises:
+        ConfigurationError: there is no such model, or two have one public name.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.models: dict[str, Model] = {}
+        for name in config.models:
+            model = load_model(name, config.settings)
+            public = public_name(model)
+            if self.models.setdefault(public, model) is not model:
+                raise ConfigurationError(
+                    f"two models would be called {public!r}: rename one of the folders"
+                )
+        limits = QueueLimits(
+            config.queue_images, config.queue_pixels, config.timeout_s, config.gather_s
+        )
+        self.batcher = Batcher(self.models, limits)
+        self.failure: LabelingError | None = None
+        self._started = time.monotonic()
+
+    @property
+    def is_ready(self) -> bool:
+        return all(self.batcher.is_loaded(name) for name in self.models)
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started
+
+    async def load(self, on_failure: Callable[[], None]) -> None:
+        """Load all models; what could not be loaded is noted and told."""
+        try:
+            await asyncio.gather(*(self.batcher.load(name) for name in self.models))
+        except LabelingError as error:
+            self.failure = error
+            on_failure()
+
+    def model_for(self, task: Task, name: str | None) -> tuple[str, Model]:
+        """The model of this name, or the first that can do the task.
+
+        Raises:
+            RequestError: there is none, or it cannot; status 422.
+        """
+        able = [served for served, model in self.models.items() if task in model.card.tasks]
+        if name is None and able:
+            return able[0], self.models[able[0]]
+        if name is not None and name not in self.models:
+            served = ", ".join(self.models)
+            raise RequestError(422, f"expected as model one that is served, {served}, got {name!r}")
+        if name is None or name not in able:
+            raise RequestError(
+                422,
+                f"{name or 'no model that is served'} can do {task}; GET /tasks tells which can"
+                if name is None
+                else f"{name} cannot do {task}: GET /tasks tells which model can",
+            )
+        return name, self.models[name]
+
+
+def public_name(model: Model) -> str:
+    """What a model is called outside of this machine."""
+    return Path(model.card.name).name
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request was sent to; for ``Depends``."""
+    service: Service = request.app.state.service
+    return service
