@@ -28,7 +28,7 @@ from labeling_pipeline.asking.rounds import conclude, first_questions, second_qu
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.models.registry import load_model, require_task
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore, one_thread
@@ -119,6 +119,8 @@ def label_class(
             "materialize raw_images to register new folders"
         )
     model = load_model(plan.model_of(entry), plan.runtime)
+    for task in entry.tasks:
+        require_task(model.card, task)
     source = plan.source_of(entry)
     requests = entry_requests(entry, classes, model, source)
     label = entry.label_for(classes[class_slug])

@@ -30,6 +30,7 @@ class ModelCard(BaseModel):
     longer ones are padded to a square with their edge pixels. ``None``: any frame is taken.
     ``quantization`` is how the weights of the checkpoint are stored, if not plainly.
     ``engine`` is what computes; PyTorch takes a GPU where there is one, the others never do.
+    ``http``: a service computes, which has its own hardware.
     ``extra`` is the extra of this package that the model needs.
     """
 
@@ -42,7 +43,7 @@ class ModelCard(BaseModel):
     licence: str
     tasks: tuple[Task, ...]
     about: str = ""
-    engine: Literal["pytorch", "onnxruntime"] = "pytorch"
+    engine: Literal["pytorch", "onnxruntime", "http"] = "pytorch"
     extra: str | None = None
     vocabulary: tuple[str, ...] | None = None
     min_pixels: int
