@@ -9,8 +9,8 @@ from assets.annotation import build_annotation_asset
 from assets.evaluation import build_evaluation_assets
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
+from labeling_pipeline.asks import models_of
 from labeling_pipeline.home import Environment
-from labeling_pipeline.labeling import models_of
 from labeling_pipeline.plan import Plan, load_plan
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource

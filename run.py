@@ -25,10 +25,10 @@ from rich.table import Column, Table
 from assets.partitions import CLASSES
 from assets.progress import LISTENERS
 from definitions import REPOSITORY, build_definitions
+from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.errors import ConfigurationError, LabelingError
 from labeling_pipeline.home import Environment, Home, home_for
 from labeling_pipeline.inventory import report_files
-from labeling_pipeline.labeling import class_names, model_keys
 from labeling_pipeline.plan import Plan, load_plan
 from labeling_pipeline.reporting import (
     class_table,

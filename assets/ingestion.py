@@ -10,8 +10,8 @@ import dagster as dg
 from assets.metadata import table
 from assets.partitions import CLASSES
 from assets.progress import reporter
+from labeling_pipeline.asks import class_names
 from labeling_pipeline.inventory import FileReport, clean, update_inventory
-from labeling_pipeline.labeling import class_names
 from labeling_pipeline.plan import Plan
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource

@@ -6,13 +6,11 @@ until the image that breaks it stands alone; that image gets the outcome ``faile
 goes on.
 """
 
-import hashlib
-import json
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from labeling_pipeline.annotations import Box, Generation, State
-from labeling_pipeline.asking.names import names_of
 from labeling_pipeline.asking.questions import Answered, Conclusion, Question, Region
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
+from labeling_pipeline.asks import EntryAsks, Regions, class_names
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.registry import load_model, require_task
-from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
+from labeling_pipeline.models.registry import require_task
+from labeling_pipeline.plan import Entry, Group, Plan
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore, one_thread
-from labeling_pipeline.store.ledger import class_standing, current_regions, due_images
+from labeling_pipeline.store.ledger import class_standing, due_images, restore_earlier_answers
 from labeling_pipeline.tasks import RULES, Request, Task
 
 Progress = Callable[[int, int], None]
@@ -49,6 +47,7 @@ class ClassSummary:
 
     answered, asked_again: images that got an answer in this run, and those of them whose answer
         called for a second round.
+    restored: images for which an earlier answer to the same prompt holds again.
     generations, tokens, annotations, dropped, states: of what was asked in this run, over the
         class's own images.
     standing: state -> (images, annotations) of the whole class after it.
@@ -62,6 +61,7 @@ class ClassSummary:
     due: int = 0
     answered: int = 0
     asked_again: int = 0
+    restored: int = 0
     generations: int = 0
     tokens: int = 0
     annotations: int = 0
@@ -71,24 +71,6 @@ class ClassSummary:
     standing: dict[str, tuple[int, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-def models_of(plan: Plan) -> dict[str, Model]:
-    """Entry name -> its model; no weights are loaded."""
-    return {e.name: load_model(plan.model_of(e), plan.runtime) for e in plan.entries}
-
-
-def model_keys(plan: Plan) -> dict[str, str]:
-    """Entry name -> the model key that the plan asks for."""
-    return {name: model.model_key for name, model in models_of(plan).items()}
-
-
-def class_names(store: AnnotationStore) -> dict[str, str]:
-    """Slug -> display name of the classes that are not retired, in order of registration."""
-    rows = store.query(
-        "SELECT class, display_name FROM classes WHERE NOT retired ORDER BY class_number"
-    )
-    return dict(zip(rows["class"].to_pylist(), rows["display_name"].to_pylist(), strict=True))
 
 
 def label_class(
@@ -112,34 +94,34 @@ def label_class(
         StoreError: the store could not be written; everything written before stays.
     """
     started = time.perf_counter()
-    classes = class_names(store)
-    if class_slug not in classes:
+    asks = EntryAsks(store, plan, entry)
+    model = asks.model
+    everyone = class_names(store, with_retired=True)
+    if class_slug not in everyone:
         raise ConfigurationError(
-            f"no class is called {class_slug!r}: expected one of {', '.join(classes) or 'none'}; "
+            f"no class is called {class_slug!r}: expected one of {', '.join(everyone) or 'none'}; "
             "materialize raw_images to register new folders"
         )
-    model = load_model(plan.model_of(entry), plan.runtime)
     for task in entry.tasks:
         require_task(model.card, task)
-    source = plan.source_of(entry)
-    requests = entry_requests(entry, classes, model, source)
-    label = entry.label_for(classes[class_slug])
+    label = entry.label_for(everyone[class_slug])
     summary = ClassSummary(entry.name, class_slug, label, model.model_key)
-    if not entry.covers(classes[class_slug]):
+    if not entry.covers(everyone[class_slug]):
         summary.notes = (f"{entry.name} does not cover this class: nothing was asked",)
         return summary
-    group = requests.group_of(class_slug)
-    if group is None:
-        _record_unsupported(store, model, summary, requests.unsupported[class_slug], run_id)
+    if class_slug not in asks.classes:
+        summary.notes = ("this class is retired, because its folder is gone: nothing was asked",)
+        return summary
+    asked = asks.of(class_slug)
+    summary.notes = asked.notes
+    summary.restored = restore_earlier_answers(store, asked.ask, run_id)
+    due = due_images(store, asked.ask, force=force and asked.group is not None).to_pylist()
+    summary.due = len(due)
+    if asked.group is None:
+        _record_unsupported(store, model, due, summary, str(asked.unsupported), run_id)
     else:
-        loop = _Loop(store, model, entry, group, Path(image_root), run_id, summary)
-        if source is not None:
-            loop.regions = _regions(store, plan, source, classes[class_slug])
-            summary.notes = (*_still_waiting(store, class_slug, source, loop.regions),)
-            if entry.labels_from:
-                loop.regions, unasked = _askable(model, loop.regions)
-                summary.notes += unasked
-        loop.run(force, progress)
+        loop = _Loop(store, model, entry, asked.group, Path(image_root), run_id, summary)
+        loop.run(due, asked.regions or {}, progress)
         if summary.states[State.FAILED] == summary.due > 0:
             path, error = next(iter(summary.errors.items()))
             raise ModelError(f"all {summary.due} images failed; the first, {path}: {error}")
@@ -155,80 +137,36 @@ def label_class(
     return summary
 
 
-def _regions(
-    store: AnnotationStore, plan: Plan, source: Entry, display_name: str
-) -> dict[str, tuple[Region, ...]]:
-    """image_id -> what an entry found for a class, on every image that it was asked of."""
-    rows = current_regions(
-        store, model_keys(plan), source.name, source.label_for(display_name), source.threshold
-    ).to_pylist()
-    regions: dict[str, list[Region]] = {row["image_id"]: [] for row in rows}
-    for row in rows:
-        if row["annotation_id"] is not None:
-            box = (row["x0_px"], row["y0_px"], row["x1_px"], row["y1_px"])
-            name = (row["text"] or "").strip() or None
-            regions[row["image_id"]].append(Region(row["annotation_id"], box, name))
-    return {image_id: tuple(found) for image_id, found in regions.items()}
-
-
-def _still_waiting(
-    store: AnnotationStore, class_slug: str, source: Entry, regions: Mapping[str, object]
-) -> tuple[str, ...]:
-    rows = store.query("SELECT image_id FROM class_images WHERE class = ?", (class_slug,))
-    waiting = set(rows["image_id"].to_pylist()) - regions.keys()
-    if not waiting:
-        return ()
-    return (f"{len(waiting)} images wait for {source.asset}: materialize it first",)
-
-
-def _askable(
-    model: Model, regions: Mapping[str, tuple[Region, ...]]
-) -> tuple[dict[str, tuple[Region, ...]], tuple[str, ...]]:
-    """The regions whose names a model may be asked, and a note on the other names."""
-    named = {name for found in regions.values() for one in found if (name := one.name)}
-    reasons = {name: reason for name in sorted(named) if (reason := model.why_unsupported(name))}
-    kept = {
-        image_id: tuple(one for one in found if one.name not in reasons)
-        for image_id, found in regions.items()
-    }
-    if not reasons:
-        return kept, ()
-    first = next(iter(reasons.values()))
-    return kept, (f"{len(reasons)} names were not asked for, {', '.join(reasons)[:200]}: {first}",)
-
-
 def _record_unsupported(
     store: AnnotationStore,
     model: Model,
+    due: Sequence[Row],
     summary: ClassSummary,
-    unsupported: tuple[str, str],
+    reason: str,
     run_id: str,
 ) -> None:
     """Settle every image of a class whose label must not be asked, without asking."""
-    label, reason = unsupported
-    request_hash = _short_hash([summary.entry, label, reason])
-    due = due_images(
-        store,
-        entry=summary.entry,
-        class_slug=summary.class_slug,
-        model_key=model.model_key,
-        request_hash=request_hash,
-    ).to_pylist()
-    summary.due = len(due)
     summary.notes = (reason,)
     rows = [
-        Asked(
-            item["image_id"],
-            item["attempt"],
-            summary.entry,
-            model.model_key,
-            request_hash,
-            run_id,
-        ).outcome(summary.class_slug, label, State.UNSUPPORTED, error=reason)
+        _asked(item, summary.entry, model, run_id).outcome(
+            summary.class_slug, summary.label, State.UNSUPPORTED, error=reason
+        )
         for item in due
     ]
     summary.states[State.UNSUPPORTED] += len(rows)
     _write_unasked(store, model, rows)
+
+
+def _asked(item: Row, entry: str, model: Model, run_id: str) -> Asked:
+    """What all rows about a due image have in common."""
+    return Asked(
+        item["image_id"],
+        item["attempt"],
+        entry,
+        model.model_key,
+        item["request_hash"],
+        run_id,
+    )
 
 
 def _write_unasked(store: AnnotationStore, model: Model, outcomes: Sequence[Row]) -> None:
@@ -287,20 +225,12 @@ class _Loop:
         self.image_root = image_root
         self.run_id = run_id
         self.summary = summary
-        self.regions: dict[str, tuple[Region, ...]] | None = None
         self._model_is_known = False
 
-    def run(self, force: bool, progress: Progress) -> None:
-        due = due_images(
-            self.store,
-            entry=self.entry.name,
-            class_slug=self.summary.class_slug,
-            model_key=self.model.model_key,
-            request_hash=self._request_hashes(),
-            force=force,
-        ).to_pylist()
-        self.summary.due = len(due)
-        images = self._settle_unasked([self._image(item) for item in due])
+    def run(self, due: Sequence[Row], regions: Regions, progress: Progress) -> None:
+        images = self._settle_unasked(
+            [self._image(item, regions.get(item["image_id"], ())) for item in due]
+        )
         progress(0, len(images))
         if not images:
             return
@@ -326,30 +256,8 @@ class _Loop:
             finally:
                 readers.shutdown(cancel_futures=True)
 
-    def _request_hashes(self) -> str | dict[str, str]:
-        """Of the prompt; or image_id -> that of the prompt about what was found on the image."""
-        if self.regions is None:
-            return self.group.request_hash
-        return {
-            image_id: _short_hash([self.group.request_hash, self._gist(found)])
-            for image_id, found in self.regions.items()
-        }
-
-    def _gist(self, found: Sequence[Region]) -> list:
-        """What of the regions goes into the questions."""
-        return list(names_of(found)) if self.entry.labels_from else [one.box for one in found]
-
-    def _image(self, item: dict) -> _Image:
-        asked = Asked(
-            item["image_id"],
-            item["attempt"],
-            self.entry.name,
-            self.model.model_key,
-            item["request_hash"],
-            self.run_id,
-        )
-        image = _Image(item, asked)
-        found = (self.regions or {}).get(asked.image_id, ())
+    def _image(self, item: Row, found: Sequence[Region]) -> _Image:
+        image = _Image(item, _asked(item, self.entry.name, self.model, self.run_id))
         image.first = first_questions(self.entry, self.group, image.size_px, found)
         return image
 
@@ -501,6 +409,7 @@ class _Loop:
                     conclusion.labels[label].answer.state,
                     presence=conclusion.labels[label].answer.presence,
                     generation_id=image.asked.generation_id(),
+                    parser_version=self.model.parser_version,
                     dropped=len(conclusion.dropped),
                 )
                 for slug, label in self.group.classes.items()
@@ -553,10 +462,6 @@ def _prompt_handover() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-def _short_hash(identity: list) -> str:
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def ask(model: Model, prepared: Sequence[Any]) -> list[Generation | Exception]:

@@ -45,15 +45,17 @@ class Asked:
         presence: float | None = None,
         error: str | None = None,
         generation_id: str | None = None,
+        parser_version: int = 0,
         dropped: int = 0,
     ) -> Row:
-        """What came of one class."""
+        """What came of one class. parser_version: that read the answer; 0 without one."""
         return {
             "image_id": self.image_id,
             "entry": self.entry,
             "class": slug,
             "model_key": self.model_key,
             "attempt": self.attempt,
+            "parser_version": parser_version,
             "label": label,
             "request_hash": self.request_hash,
             "state": state,

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from labeling_pipeline.annotations import Annotation
+from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.drawing import contact_sheet, draw_annotations
 from labeling_pipeline.evaluation import plots
 from labeling_pipeline.evaluation.actions import (
@@ -54,7 +55,6 @@ from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.inventory import report_files
-from labeling_pipeline.labeling import class_names, model_keys
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore

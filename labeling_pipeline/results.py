@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from labeling_pipeline.annotations import Annotation, Keypoint, box_iou
+from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.drawing import contact_sheet, draw_annotations, write_jpeg
 from labeling_pipeline.export.class_json import (
     build_box_document,
@@ -18,7 +19,7 @@ from labeling_pipeline.export.class_json import (
 )
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.labeling import Progress, class_names, model_keys
+from labeling_pipeline.labeling import Progress
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations

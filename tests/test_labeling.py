@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.cleaning import CleaningRules
 from labeling_pipeline.inventory import clean, update_inventory
-from labeling_pipeline.labeling import ClassSummary, ask, class_names, label_class, model_keys
+from labeling_pipeline.labeling import ClassSummary, ask, label_class
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, parse_plan
 from labeling_pipeline.sample.scenes import draw_scene

@@ -10,7 +10,6 @@ are attached to it and detached again.
 
 import itertools
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,27 +23,14 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = Path(__file__).parent / "schema.sql"
-
-# Forward migrations: MIGRATIONS[n] takes a file from version n to n + 1. "@table" stands for the
-# table's statement in the schema.
-MIGRATIONS: dict[int, str] = {
-    1: """
-    ALTER TABLE generations RENAME TO generations_1;
-    ALTER TABLE outcomes RENAME TO outcomes_1;
-    ALTER TABLE annotations RENAME TO annotations_1;
-    @generations; @outcomes; @annotations;
-    INSERT INTO generations BY NAME SELECT * FROM generations_1;
-    INSERT INTO outcomes BY NAME SELECT * FROM outcomes_1;
-    INSERT INTO annotations BY NAME SELECT *, generation_id AS answered_in FROM annotations_1;
-    DROP TABLE generations_1; DROP TABLE outcomes_1; DROP TABLE annotations_1;
-    """,
-}
+_MIGRATIONS = Path(__file__).parent / "migrations"
+"""``<n>_to_<n + 1>.sql``: forward migrations, with the tables as those versions had them."""
 
 KEYS = {
     "generations": ("generation_id",),
-    "outcomes": ("image_id", "entry", "class", "model_key", "attempt"),
+    "outcomes": ("image_id", "entry", "class", "model_key", "attempt", "parser_version"),
     "annotations": ("annotation_id",),
 }
 """Keys of the tables that have no index, see ``schema.sql``."""
@@ -179,7 +165,8 @@ class AnnotationStore:
         while version < SCHEMA_VERSION:
             with self._opened(read_only=False) as connection:
                 connection.begin()
-                connection.execute(_with_tables(MIGRATIONS[version]))
+                migration = _MIGRATIONS / f"{version}_to_{version + 1}.sql"
+                connection.execute(migration.read_text(encoding="utf-8"))
                 version += 1
                 connection.execute(
                     "UPDATE meta SET value = ? WHERE key = 'schema_version'", [str(version)]
@@ -341,16 +328,6 @@ class Transaction:
         updates = ", ".join(f'"{c}" = excluded."{c}"' for c in columns if c not in key_names)
         target = ", ".join(key_names)
         return f"ON CONFLICT ({target}) DO " + (f"UPDATE SET {updates}" if updates else "NOTHING")
-
-
-def _with_tables(migration: str) -> str:
-    """A migration with the statements of the schema in place of ``@table``."""
-    statements = dict(
-        re.findall(r"^CREATE TABLE (\w+) (.*?^\));", _SCHEMA.read_text(), re.DOTALL | re.MULTILINE)
-    )
-    return re.sub(
-        r"@(\w+)", lambda name: f"CREATE TABLE {name[1]} {statements[name[1]]}", migration
-    )
 
 
 def _version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:

@@ -4,8 +4,9 @@ The atom is the outcome of image x entry x class x model key. Nothing here loads
 of Dagster.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pandas as pd
 import pyarrow as pa
@@ -15,69 +16,186 @@ from labeling_pipeline.store.annotation_store import AnnotationStore
 MAX_ATTEMPTS = 3
 """A failed outcome is asked again until this many attempts failed; then it is held."""
 
-_DUE = """
-WITH asked AS ({asked}),
-past AS (
-    SELECT
-        o.image_id,
-        max(o.attempt) AS attempts,
-        count(*) FILTER (
-            o.class = $1 AND o.request_hash = a.request_hash AND o.state <> 'failed'
-        ) AS settled,
-        count(*) FILTER (
-            o.class = $1 AND o.request_hash = a.request_hash AND o.state = 'failed'
-        ) AS failed
-    FROM outcomes o JOIN asked a USING (image_id)
-    WHERE o.entry = $2 AND o.model_key = $3
-    GROUP BY o.image_id
-)
-SELECT
-    i.image_id, i.path, i.width_px, i.height_px, a.request_hash,
-    coalesce(p.attempts, 0) + 1 AS attempt
-FROM class_images i JOIN asked a USING (image_id) LEFT JOIN past p USING (image_id)
-WHERE i.class = $1 AND (
-    {force} OR (coalesce(p.settled, 0) = 0 AND coalesce(p.failed, 0) < {max_attempts})
-)
-ORDER BY i.width_px::DOUBLE / i.height_px, i.width_px, i.path
-"""
-_ALL_ALIKE = (
-    "SELECT DISTINCT image_id, $4::VARCHAR AS request_hash FROM class_images WHERE class = $1"
-)
-_EACH_ITS_OWN = "SELECT unnest($4::VARCHAR[]) AS image_id, unnest($5::VARCHAR[]) AS request_hash"
 
-
-def due_images(
-    store: AnnotationStore,
-    *,
-    entry: str,
-    class_slug: str,
-    model_key: str,
-    request_hash: str | Mapping[str, str],
-    force: bool = False,
-) -> pa.Table:
-    """Accepted images of a class that this prompt has not settled for this model key.
+@dataclass(frozen=True)
+class Ask:
+    """What an entry asks for a class.
 
     request_hash: of the prompt; or image_id -> hash, where each image is asked something of its
         own, and images outside the mapping are asked nothing.
+    """
+
+    entry: str
+    class_slug: str
+    model_key: str
+    request_hash: str | Mapping[str, str]
+
+
+# What is asked, image by image: of every image of a class, or of single images. One path stands
+# for all files of the same content, and with its class for all their classes.
+_ASKED = """
+asked AS (
+    SELECT unnest($1::VARCHAR[]) AS entry, unnest($2::VARCHAR[]) AS class,
+        unnest($3::VARCHAR[]) AS model_key, unnest($4::VARCHAR[]) AS request_hash,
+        unnest($5::VARCHAR[]) AS image_id
+),
+members AS (
+    SELECT image_id, class FROM dataset_files
+    WHERE class IS NOT NULL AND image_id IS NOT NULL AND skipped_reason IS NULL
+    UNION ALL
+    SELECT f.image_id, c.class FROM dataset_files f CROSS JOIN classes c
+    WHERE f.class IS NULL AND f.image_id IS NOT NULL AND f.skipped_reason IS NULL
+),
+pairs AS (
+    SELECT m.image_id, a.entry, a.class, a.model_key, a.request_hash
+    FROM members m JOIN asked a USING (class) WHERE a.image_id IS NULL
+    UNION ALL
+    SELECT a.image_id, a.entry, a.class, a.model_key, a.request_hash
+    FROM members m JOIN asked a USING (class, image_id)
+)
+"""
+_SETTLED = (
+    "(SELECT * FROM outcomes WHERE state <> 'failed') "
+    "USING (image_id, entry, class, model_key, request_hash)"
+)
+_OF_THEIR_CLASS = """
+standing AS (
+    SELECT image_id, min(path) AS path, arg_min_null(class, path) AS class
+    FROM dataset_files SEMI JOIN {pairs} USING (image_id)
+    WHERE skipped_reason IS NULL
+    GROUP BY image_id
+),
+{name} AS (
+    SELECT DISTINCT p.*, s.path, i.width_px, i.height_px
+    FROM {pairs} p
+    JOIN standing s ON s.image_id = p.image_id AND coalesce(s.class, p.class) = p.class
+    JOIN images i ON i.image_id = p.image_id AND i.status = 'accepted'
+    JOIN classes c ON c.class = p.class AND NOT c.retired
+)
+"""
+_DUE = f"""
+WITH {_ASKED},
+open_pairs AS (SELECT * FROM pairs {{unsettled}}),
+{_OF_THEIR_CLASS.format(pairs="open_pairs", name="candidates")},
+past AS (
+    SELECT image_id, entry, model_key, max(attempt) AS attempts
+    FROM outcomes SEMI JOIN candidates USING (image_id, entry, model_key)
+    GROUP BY ALL
+),
+failures AS (
+    SELECT image_id, entry, class, model_key, request_hash, count(*) AS failed
+    FROM outcomes SEMI JOIN candidates USING (image_id, entry, class, model_key, request_hash)
+    WHERE state = 'failed'
+    GROUP BY ALL
+),
+judged AS (
+    SELECT c.*, coalesce(p.attempts, 0) + 1 AS attempt,
+        coalesce(f.failed, 0) >= {MAX_ATTEMPTS} AS held
+    FROM candidates c
+    LEFT JOIN past p USING (image_id, entry, model_key)
+    LEFT JOIN failures f USING (image_id, entry, class, model_key, request_hash)
+)
+"""
+
+
+def due_images(store: AnnotationStore, ask: Ask, *, force: bool = False) -> pa.Table:
+    """Accepted images of a class that this prompt has not settled for this model key.
 
     Returns columns image_id, path, width_px, height_px, request_hash, attempt (number of the
     attempt to come), in order of aspect and size.
     """
-    asked: str = _ALL_ALIKE
-    hashes: list[Any] = [request_hash]
-    if isinstance(request_hash, Mapping):
-        asked, hashes = _EACH_ITS_OWN, [list(request_hash), list(request_hash.values())]
-    sql = _DUE.format(asked=asked, force="true" if force else "false", max_attempts=MAX_ATTEMPTS)
-    return store.query(sql, (class_slug, entry, model_key, *hashes))
+    unsettled = "" if force else f"ANTI JOIN {_SETTLED}"
+    sql = f"""{_DUE.format(unsettled=unsettled)}
+    SELECT image_id, path, width_px, height_px, request_hash, attempt
+    FROM judged WHERE {"true" if force else "NOT held"}
+    ORDER BY width_px::DOUBLE / height_px, width_px, path
+    """
+    return store.query(sql, _columns([ask]))
+
+
+def count_due(store: AnnotationStore, asks: Sequence[Ask]) -> pa.Table:
+    """How many images are due for each entry and class, in one query.
+
+    Returns columns entry, class, due, held (failed too often to be asked again unforced); pairs
+    with nothing of either are left out.
+    """
+    sql = f"""{_DUE.format(unsettled=f"ANTI JOIN {_SETTLED}")}
+    SELECT entry, class, count(*) FILTER (NOT held) AS due, count(*) FILTER (held) AS held
+    FROM judged GROUP BY entry, class ORDER BY entry, class
+    """
+    return store.query(sql, _columns(asks))
+
+
+_SUPERSEDED = f"""
+WITH {_ASKED},
+answered_pairs AS (SELECT * FROM pairs SEMI JOIN {_SETTLED}),
+{_OF_THEIR_CLASS.format(pairs="answered_pairs", name="candidates")},
+latest AS (
+    SELECT image_id, entry, class, model_key, request_hash
+    FROM outcomes SEMI JOIN candidates USING (image_id, entry, class, model_key)
+    WHERE state <> 'failed'
+    QUALIFY row_number() OVER (
+        PARTITION BY image_id, entry, class, model_key ORDER BY attempt DESC
+    ) = 1
+),
+superseded AS (
+    SELECT * FROM candidates
+    ANTI JOIN latest USING (image_id, entry, class, model_key, request_hash)
+),
+past AS (
+    SELECT image_id, entry, model_key, max(attempt) AS attempts
+    FROM outcomes SEMI JOIN superseded USING (image_id, entry, model_key)
+    GROUP BY ALL
+)
+SELECT o.* REPLACE (p.attempts + 1 AS attempt, $6 AS run_id, $7 AS created_at)
+FROM outcomes o
+SEMI JOIN superseded USING (image_id, entry, class, model_key, request_hash)
+JOIN past p USING (image_id, entry, model_key)
+WHERE o.state <> 'failed'
+QUALIFY row_number() OVER (
+    PARTITION BY o.image_id, o.entry, o.class, o.model_key
+    ORDER BY o.attempt DESC, o.parser_version DESC
+) = 1
+"""
+
+
+def restore_earlier_answers(store: AnnotationStore, ask: Ask, run_id: str) -> int:
+    """Let the answer to this very prompt hold again where a later one, to another prompt, does.
+
+    So a plan can be changed and changed back, and nothing is asked twice. The outcome is recorded
+    once more, as a further attempt with the same generation. Returns how many images that are.
+    """
+    now = datetime.now(UTC).replace(tzinfo=None)
+    rows = store.query(_SUPERSEDED, (*_columns([ask]), run_id, now))
+    if rows.num_rows:
+        with store.transaction() as tx:
+            tx.insert("outcomes", rows, skip_existing=True)
+    return rows.num_rows
+
+
+def _columns(asks: Sequence[Ask]) -> tuple[list[str | None], ...]:
+    """Parameters $1 to $5 of ``_ASKED``."""
+
+    def rows() -> Iterator[tuple[str, str, str, str, str | None]]:
+        for ask in asks:
+            key = (ask.entry, ask.class_slug, ask.model_key)
+            if isinstance(ask.request_hash, str):
+                yield *key, ask.request_hash, None
+            else:
+                for image_id, request_hash in ask.request_hash.items():
+                    yield *key, request_hash, image_id
+
+    return tuple(map(list, zip(*rows(), strict=True))) or ([],) * 5
 
 
 _STANDING = """
 WITH latest AS (
-    SELECT state, generation_id, label
+    SELECT state, generation_id, label, parser_version
     FROM outcomes SEMI JOIN (SELECT image_id FROM class_images WHERE class = $1) USING (image_id)
     WHERE class = $1 AND entry = $2 AND model_key = $3
     QUALIFY row_number() OVER (
-        PARTITION BY image_id ORDER BY state <> 'failed' DESC, created_at DESC, attempt DESC
+        PARTITION BY image_id
+        ORDER BY state <> 'failed' DESC, created_at DESC, attempt DESC, parser_version DESC
     ) = 1
 )
 SELECT state, count(*) AS images, sum(annotations)::BIGINT AS annotations
@@ -85,7 +203,7 @@ FROM (
     SELECT state, (
         SELECT count(*) FROM annotations a
         WHERE a.generation_id = l.generation_id AND a.label = l.label
-          AND (a.score IS NULL OR a.score >= $4)
+          AND a.parser_version = l.parser_version AND (a.score IS NULL OR a.score >= $4)
     ) AS annotations
     FROM latest l
 )
@@ -113,7 +231,8 @@ FROM (
     QUALIFY row_number() OVER (
         PARTITION BY o.image_id, o.entry, o.class
         ORDER BY o.model_key IS NOT DISTINCT FROM k.current_key DESC,
-                 o.state <> 'failed' DESC, o.created_at DESC, o.attempt DESC
+                 o.state <> 'failed' DESC, o.created_at DESC, o.attempt DESC,
+                 o.parser_version DESC
     ) = 1
 ) o
 JOIN classes c USING (class)
@@ -152,13 +271,9 @@ def current_annotations(
     wanted = "AND class = $1" if class_slug else ""
     sql = f"""
     WITH current_keys AS ({_keys_sql(model_keys)}),
-    holding AS (SELECT * FROM ({_CURRENT_OUTCOMES} {_of(model_keys)}) WHERE true {wanted}),
-    newest AS (
-        SELECT * FROM annotations
-        QUALIFY parser_version = max(parser_version) OVER (PARTITION BY generation_id)
-    )
+    holding AS (SELECT * FROM ({_CURRENT_OUTCOMES} {_of(model_keys)}) WHERE true {wanted})
     SELECT a.*, h.class, h.display_name, h.path, h.image_number, h.belongs, h.model_key
-    FROM holding h JOIN newest a USING (generation_id)
+    FROM holding h JOIN annotations a USING (generation_id, parser_version)
     WHERE a.label = h.label AND (a.score IS NULL OR a.score >= {limit})
     ORDER BY a.entry, h.class, h.path, a.position
     """
@@ -176,17 +291,15 @@ def current_regions(
     sql = f"""
     WITH current_keys AS ({_keys_sql(model_keys)}),
     holding AS (
-        SELECT DISTINCT image_id, generation_id FROM ({_CURRENT_OUTCOMES} AND o.entry = $1)
+        SELECT DISTINCT image_id, generation_id, parser_version
+        FROM ({_CURRENT_OUTCOMES} AND o.entry = $1)
         WHERE label = $2 AND state <> 'failed'
     ),
-    newest AS (
-        SELECT * FROM annotations
-        WHERE entry = $1 AND label = $2 AND x0_px IS NOT NULL
-        QUALIFY parser_version = max(parser_version) OVER (PARTITION BY generation_id)
-    )
+    boxes AS (SELECT * FROM annotations WHERE label = $2 AND x0_px IS NOT NULL)
     SELECT h.image_id, a.annotation_id, a.x0_px, a.y0_px, a.x1_px, a.y1_px, a.text
-    FROM holding h LEFT JOIN newest a
-        ON a.generation_id = h.generation_id AND (a.score IS NULL OR a.score >= $3)
+    FROM holding h LEFT JOIN boxes a
+        ON a.generation_id = h.generation_id AND a.parser_version = h.parser_version
+        AND (a.score IS NULL OR a.score >= $3)
     ORDER BY h.image_id, a.position
     """
     return store.query(sql, (entry, label, threshold))

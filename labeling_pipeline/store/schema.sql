@@ -1,4 +1,4 @@
--- The annotation store, version 2. One statement per table; keys as PRIMARY KEY, but for the tables
+-- The annotation store, version 3. One statement per table; keys as PRIMARY KEY, but for the tables
 -- that grow with every answer: DuckDB writes the index of a key anew each time the file is closed, so
 -- that each batch would cost more than the one before. Their keys are kept by an anti-join on writing.
 -- Coordinates: xyxy, absolute pixels of the EXIF-upright image. Times: UTC.
@@ -79,12 +79,13 @@ CREATE TABLE generations (
     created_at TIMESTAMP NOT NULL
 );
 
-CREATE TABLE outcomes (                 -- key: image_id, entry, class, model_key, attempt
+CREATE TABLE outcomes (     -- key: image_id, entry, class, model_key, attempt, parser_version
     image_id VARCHAR NOT NULL,
     entry VARCHAR NOT NULL,
     class VARCHAR NOT NULL,
     model_key VARCHAR NOT NULL,
     attempt INTEGER NOT NULL,
+    parser_version INTEGER NOT NULL,    -- that read the answer; 0: there was none to read
     label VARCHAR NOT NULL,             -- what was asked for the class
     request_hash VARCHAR NOT NULL,      -- of the prompt and its group: another prompt is due again
     state VARCHAR NOT NULL,
@@ -92,8 +93,8 @@ CREATE TABLE outcomes (                 -- key: image_id, entry, class, model_ke
     error VARCHAR,
     generation_id VARCHAR,
     dropped INTEGER NOT NULL DEFAULT 0, -- pieces of the answer that are in no annotation
-    run_id VARCHAR NOT NULL,
-    created_at TIMESTAMP NOT NULL
+    run_id VARCHAR NOT NULL,            -- that asked; of an answer read again: that read it
+    created_at TIMESTAMP NOT NULL       -- when it was asked, also if it was read again later
 );
 
 CREATE TABLE annotations (
@@ -119,11 +120,15 @@ CREATE TABLE annotations (
 );
 
 CREATE TABLE corrections (
-    correction_id VARCHAR PRIMARY KEY,
+    correction_id VARCHAR PRIMARY KEY,  -- also the id of the annotation that a person gave
     image_id VARCHAR NOT NULL,
-    annotation_id VARCHAR,              -- NULL for an added annotation
+    entry VARCHAR NOT NULL,
+    label VARCHAR NOT NULL,             -- of what is corrected; of an added annotation its own
     kind VARCHAR NOT NULL,              -- add, change, delete
-    "values" JSON,
+    annotation_id VARCHAR,              -- what is corrected; NULL for an added annotation
+    target JSON,                        -- the corrected annotation as it was then: by it the same
+                                        -- thing is known again in the answers of other models
+    "values" JSON,                      -- what a person says instead; NULL for a deletion
     author VARCHAR NOT NULL,
     created_at TIMESTAMP NOT NULL
 );

@@ -8,9 +8,9 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image
 
 from definitions import build_definitions
+from labeling_pipeline.asks import model_keys
 from labeling_pipeline.drawing import font_files
 from labeling_pipeline.home import Environment
-from labeling_pipeline.labeling import model_keys
 from labeling_pipeline.plan import class_slug, parse_plan
 from labeling_pipeline.results import drawn_annotation
 from labeling_pipeline.sample.scenes import draw_scene

@@ -6,8 +6,9 @@
 import sys
 from pathlib import Path
 
+from labeling_pipeline.asks import class_names
 from labeling_pipeline.home import Home
-from labeling_pipeline.labeling import class_names, label_class
+from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 

@@ -182,6 +182,8 @@ def test_times_come_back_as_they_went_in(store: AnnotationStore):
                 {
                     "correction_id": "c",
                     "image_id": "i",
+                    "entry": "object",
+                    "label": "cat",
                     "kind": "add",
                     "author": "me",
                     "created_at": now,
@@ -229,35 +231,62 @@ def test_a_store_of_a_newer_version_is_refused_naming_the_fix(store: AnnotationS
         AnnotationStore(store.path).query("SELECT 1")
 
 
-def test_a_store_of_the_first_version_is_migrated_with_all_that_it_holds(store: AnnotationStore):
-    store.path.parent.mkdir(parents=True)
-    with duckdb.connect(str(store.path)) as old:
-        old.execute((Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8"))
-        old.execute("INSERT INTO meta VALUES ('schema_version', '1')")
-        old.execute(
-            "INSERT INTO generations VALUES ('g', 'i', 'object', 'hash', 'key', 'detection', "
-            "['cat'], 'Detect cat.', 'text', ['text'], [-0.5], ['nan'], [0.1], 'stop', 640, 480, "
-            "0.5, 1, 'run', TIMESTAMP '2026-01-02 03:04:05')"
-        )
-        old.execute(
-            "INSERT INTO annotations (annotation_id, generation_id, image_id, entry, label, "
-            "parser_version, position, x0_px) VALUES ('g-1-0', 'g', 'i', 'object', 'cat', 1, 0, 7)"
-        )
+GENERATION = (
+    "INSERT INTO generations BY NAME SELECT 'g' AS generation_id, 'i' AS image_id, "
+    "'object' AS entry, 'hash' AS request_hash, 'key' AS model_key, 'detection' AS task, "
+    "['cat'] AS labels, 'Detect cat.' AS prompt, 'text' AS raw_text, ['text'] AS tokens, "
+    "[-0.5] AS token_logprobs, ['nan'] AS token_window_mass, [0.1] AS none_probs, "
+    "'stop' AS finish_reason, 640 AS frame_width_px, 480 AS frame_height_px, 0.5 AS latency_s, "
+    "1 AS attempt, 'run' AS run_id, TIMESTAMP '2026-01-02 03:04:05' AS created_at"
+)
+OUTCOMES = (
+    "INSERT INTO outcomes BY NAME SELECT 'i' AS image_id, 'object' AS entry, 'cat' AS class, "
+    "'key' AS model_key, attempt, 'cat' AS label, 'hash' AS request_hash, state, generation_id, "
+    "'run' AS run_id, TIMESTAMP '2026-01-02 03:04:05' AS created_at "
+    "FROM (VALUES (1, 'failed', NULL), (2, 'found', 'g'), (3, 'absent', 'h')) "
+    "t(attempt, state, generation_id)"
+)
+ANNOTATION = (
+    "INSERT INTO annotations (annotation_id, generation_id, image_id, entry, label, "
+    "parser_version, position, x0_px) VALUES ('g-2-0', 'g', 'i', 'object', 'cat', 2, 0, 7)"
+)
+
+
+def store_of_version(version: int, path: Path, *statements: str) -> AnnotationStore:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with duckdb.connect(str(path)) as old:
+        old.execute((Path(__file__).parent / f"schema_{version}.sql").read_text(encoding="utf-8"))
+        old.execute("INSERT INTO meta VALUES ('schema_version', ?)", [str(version)])
+        for statement in statements:
+            old.execute(statement)
+    return AnnotationStore(path)
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_store_of_an_earlier_version_is_migrated_with_all_that_it_holds(
+    tmp_path: Path, version: int
+):
+    store = store_of_version(version, tmp_path / "old.duckdb", GENERATION, OUTCOMES, ANNOTATION)
     assert store.query("SELECT value FROM meta").to_pylist() == [{"value": str(SCHEMA_VERSION)}]
-    assert store.query("SELECT generation_id, answered_in, x0_px FROM annotations").to_pylist() == [
-        {"generation_id": "g", "answered_in": "g", "x0_px": 7.0}
+    assert store.query("SELECT generation_id, x0_px FROM annotations").to_pylist() == [
+        {"generation_id": "g", "x0_px": 7.0}
     ]
     assert store.query("SELECT raw_text, follows, crop_px FROM generations").to_pylist() == [
         {"raw_text": "text", "follows": None, "crop_px": None}
     ]
+    outcomes = store.query("SELECT attempt, state, parser_version FROM outcomes ORDER BY attempt")
+    assert [tuple(row.values()) for row in outcomes.to_pylist()] == [
+        (1, "failed", 0),
+        (2, "found", 2),
+        (3, "absent", 1),
+    ]
 
 
-def test_a_migrated_store_has_the_columns_of_a_new_one(store: AnnotationStore, tmp_path: Path):
-    old = AnnotationStore(tmp_path / "old" / "annotations.duckdb")
-    old.path.parent.mkdir()
-    with duckdb.connect(str(old.path)) as connection:
-        connection.execute((Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8"))
-        connection.execute("INSERT INTO meta VALUES ('schema_version', '1')")
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_migrated_store_has_the_columns_of_a_new_one(
+    store: AnnotationStore, tmp_path: Path, version: int
+):
+    old = store_of_version(version, tmp_path / "old" / "annotations.duckdb")
     columns = (
         "SELECT table_name, column_name, data_type, is_nullable, column_default "
         "FROM information_schema.columns ORDER BY ALL"

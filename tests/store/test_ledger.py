@@ -8,9 +8,12 @@ import pytest
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import (
     MAX_ATTEMPTS,
+    Ask,
+    count_due,
     current_annotations,
     current_outcomes,
     due_images,
+    restore_earlier_answers,
 )
 
 NOON = datetime(2024, 5, 1, 12)
@@ -71,6 +74,7 @@ class Dataset:
             "class": "cats",
             "model_key": "new",
             "attempt": 1,
+            "parser_version": 1,
             "label": "cat",
             "request_hash": "r1",
             "state": state,
@@ -102,10 +106,13 @@ class Dataset:
                 ],
             )
 
-    def due(self, slug: str = "cats", **question: Any) -> dict[str, int]:
-        """Image -> number of the attempt to come."""
+    def ask(self, slug: str = "cats", **question: Any) -> Ask:
         asked = {"entry": "object", "model_key": "new", "request_hash": "r1"} | question
-        rows = due_images(self.store, class_slug=slug, **asked).to_pylist()
+        return Ask(class_slug=slug, **asked)
+
+    def due(self, slug: str = "cats", force: bool = False, **question: Any) -> dict[str, int]:
+        """Image -> number of the attempt to come."""
+        rows = due_images(self.store, self.ask(slug, **question), force=force).to_pylist()
         return {row["image_id"]: row["attempt"] for row in rows}
 
     def holds(self, **keys: str) -> dict[str, tuple[str, str]]:
@@ -331,13 +338,106 @@ def test_only_the_answer_that_holds_has_its_annotations_shown(data: Dataset):
     assert data.scores() == [0.2]
 
 
-def test_only_the_newest_parser_version_of_an_answer_is_shown(data: Dataset):
-    data.record("a", "found", generation_id="a")
-    data.record("b", "found", generation_id="b")
-    data.annotate("a", 0.9, 0.8, version=1)
+def test_only_the_newest_reading_of_an_answer_is_shown(data: Dataset):
+    for image in "ab":
+        data.record(image, "found", generation_id=image)
+        data.annotate(image, 0.9, 0.8, version=1)
+    data.record("a", "found", generation_id="a", parser_version=2)
     data.annotate("a", 0.7, version=2)
-    data.annotate("b", 0.6, version=1)
-    assert data.scores() == [0.7, 0.6]
+    assert data.scores() == [0.7, 0.9, 0.8]
+
+
+def test_an_answer_that_is_read_as_nothing_now_shows_nothing(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", 0.9)
+    data.record("a", "unparsed", generation_id="a", parser_version=2)
+    assert data.scores() == []
+    assert data.holds() == {"a": ("new", "unparsed")}
+
+
+def test_an_old_attempt_that_was_read_again_does_not_hide_a_later_one(data: Dataset):
+    data.record("a", "found", created_at=NOON, generation_id="first")
+    data.record("a", "absent", attempt=2, generation_id="second")
+    data.record("a", "found", created_at=NOON, generation_id="first", parser_version=2)
+    assert data.holds() == {"a": ("new", "absent")}
+
+
+# Changing a plan, and changing it back
+
+
+def restored(data: Dataset, **question: Any) -> int:
+    return restore_earlier_answers(data.store, data.ask(**question), "later")
+
+
+def test_going_back_to_an_earlier_prompt_lets_its_answer_hold_again(data: Dataset):
+    data.record("a", "found", generation_id="first")
+    data.record("a", "found", generation_id="first", parser_version=2)
+    data.record("a", "absent", request_hash="r2", attempt=2, generation_id="second")
+    data.annotate("first", 0.3, version=1)
+    data.annotate("first", 0.9, version=2)
+    assert data.scores() == []
+    assert restored(data) == 1
+    assert data.scores() == [0.9]
+    assert data.due() == {"b": 1}
+    rows = data.store.query("SELECT * FROM outcomes ORDER BY attempt DESC").to_pylist()
+    expected = rows[-1] | {"attempt": 3, "run_id": "later", "parser_version": 2}
+    assert {k: v for k, v in rows[0].items() if k != "created_at"} == {
+        k: v for k, v in expected.items() if k != "created_at"
+    }
+    assert restored(data) == 0
+    assert restored(data, request_hash="r2") == 1
+    assert data.holds()["a"] == ("new", "absent")
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        pytest.param({"state": "failed", "attempt": 2, "request_hash": "r2"}, id="a failure"),
+        pytest.param({"attempt": 2, "model_key": "other", "request_hash": "r2"}, id="other model"),
+        pytest.param({"attempt": 2, "entry": "posture", "request_hash": "r2"}, id="other entry"),
+        pytest.param({"attempt": 2, "class": "dogs", "request_hash": "r2"}, id="other class"),
+        pytest.param({"attempt": 2}, id="the same prompt"),
+    ],
+)
+def test_what_does_not_hide_an_answer_restores_nothing(data: Dataset, later: dict[str, Any]):
+    data.record("a", "found")
+    data.record("a", **later)
+    assert restored(data) == 0
+
+
+# All of a plan at once
+
+
+def test_what_is_due_of_all_classes_is_counted_in_one_query(data: Dataset):
+    data.add_image("loose.jpg", None)
+    data.add_image("b.z.jpg", "dogs")
+    data.record("a", "found")
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        data.record("b", "failed", attempt=attempt)
+    asks = [data.ask("cats"), data.ask("dogs"), data.ask("dogs", entry="posture")]
+    asks.append(data.ask("cats", entry="crops", request_hash={"a": "x", "c": "y"}))
+    assert [tuple(row.values()) for row in count_due(data.store, asks).to_pylist()] == [
+        ("crops", "cats", 1, 0),
+        ("object", "cats", 1, 1),
+        ("object", "dogs", 2, 0),
+        ("posture", "dogs", 2, 0),
+    ]
+    for ask in asks[:3]:
+        due = due_images(data.store, ask).num_rows
+        (counted,) = count_due(data.store, [ask]).to_pylist()
+        assert counted["due"] == due
+
+
+def test_nothing_asked_is_nothing_due(data: Dataset):
+    assert count_due(data.store, []).num_rows == 0
+    assert count_due(data.store, [data.ask(request_hash={})]).num_rows == 0
+
+
+def test_of_copies_in_two_classes_the_first_path_says_whose_image_it_is(data: Dataset):
+    data.add_image("0.jpg", None)
+    with data.store.transaction() as tx:
+        tx.execute("UPDATE dataset_files SET image_id = 'a' WHERE path = '0.jpg'")
+    assert "a" in data.due("dogs"), "the first copy lies in no folder and counts for every class"
 
 
 def test_an_annotation_is_shown_for_every_class_its_label_answers(data: Dataset):
