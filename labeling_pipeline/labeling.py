@@ -31,7 +31,7 @@ from labeling_pipeline.plan import Entry, Group, Plan
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore, one_thread
 from labeling_pipeline.store.ledger import class_standing, due_images, restore_earlier_answers
-from labeling_pipeline.tasks import RULES, Request, Task
+from labeling_pipeline.tasks import RULES, Request, Skeleton, Task
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -319,14 +319,8 @@ class _Loop:
             pixels = read_image(self.image_root / image.path)
             image.size_px = (pixels.shape[1], pixels.shape[0])
             for question in questions:
-                x0, y0, x1, y1 = question.crop_px or (0, 0, *image.size_px)
-                request = Request(
-                    np.ascontiguousarray(pixels[y0:y1, x0:x1]),
-                    question.task,
-                    question.labels,
-                    self.entry.skeleton if question.task is Task.KEYPOINT else None,
-                    self._references(image, question),
-                )
+                references = self.entry.references.get(image.path, ())
+                request = request_of(self.entry, question, pixels, references)
                 prepared.prepared.append(self.model.prepare(request))
                 prepared.sizes_px.append(request.size_px)
         except (ModelError, ConfigurationError):
@@ -334,12 +328,6 @@ class _Loop:
         except Exception as error:  # whatever one image does to a decoder or a processor
             image.error = error
         return prepared
-
-    def _references(self, image: _Image, question: Question) -> tuple[Box, ...]:
-        """The boxes that a question about the whole image is about."""
-        if question.region is not None and question.crop_px is None:
-            return (question.region.box,)
-        return self.entry.references.get(image.path, ())
 
     def _answer(self, batch: Sequence[_Prepared]) -> None:
         """Ask what was prepared and read the answers; what fails is noted on the image."""
@@ -352,17 +340,10 @@ class _Loop:
                 if isinstance(answer, Exception):
                     image.error = answer
                     continue
-                read = self.model.parse(
-                    answer,
-                    question.task,
-                    question.labels,
-                    size_px,
-                    self.entry.skeleton if question.task is Task.KEYPOINT else None,
-                )
-                if question.crop_px:
-                    read = read.moved(*question.crop_px[:2])
                 image.generations.append(answer)
-                image.answered.append(Answered(question, read))
+                image.answered.append(
+                    read_answer(self.model, self.entry, question, answer, size_px)
+                )
 
     def _ask_again(self, images: Sequence[_Image], readers: Executor) -> None:
         """The second round, for those images whose answers call for one."""
@@ -462,6 +443,47 @@ def _prompt_handover() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+def request_of(
+    entry: Entry, question: Question, pixels: np.ndarray, references: tuple[Box, ...] = ()
+) -> Request:
+    """A question about an image, or a part of it, as a model takes it.
+
+    pixels: (height, width, 3) uint8 RGB of the whole image. references: what a question about the
+        whole image is about, where no region says so.
+    """
+    height, width = pixels.shape[:2]
+    x0, y0, x1, y1 = question.crop_px or (0, 0, width, height)
+    if question.region is not None and question.crop_px is None:
+        references = (question.region.box,)
+    return Request(
+        np.ascontiguousarray(pixels[y0:y1, x0:x1]),
+        question.task,
+        question.labels,
+        _skeleton(entry, question),
+        references,
+    )
+
+
+def read_answer(
+    model: Model,
+    entry: Entry,
+    question: Question,
+    generation: Generation,
+    asked_size_px: tuple[int, int],
+) -> Answered:
+    """What a model said to a question, in pixels of the whole image.
+
+    asked_size_px: (width, height) of the part that was asked about.
+    """
+    skeleton = _skeleton(entry, question)
+    read = model.parse(generation, question.task, question.labels, asked_size_px, skeleton)
+    return Answered(question, read.moved(*question.crop_px[:2]) if question.crop_px else read)
+
+
+def _skeleton(entry: Entry, question: Question) -> Skeleton | None:
+    return entry.skeleton if question.task is Task.KEYPOINT else None
 
 
 def ask(model: Model, prepared: Sequence[Any]) -> list[Generation | Exception]:
