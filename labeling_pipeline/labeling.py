@@ -26,7 +26,6 @@ from labeling_pipeline.asks import EntryAsks, Regions, class_names
 from labeling_pipeline.errors import ConfigurationError, ModelError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.registry import require_task
 from labeling_pipeline.plan import Entry, Group, Plan
 from labeling_pipeline.records import Asked, Row, model_row
 from labeling_pipeline.store.annotation_store import AnnotationStore, one_thread
@@ -102,8 +101,6 @@ def label_class(
             f"no class is called {class_slug!r}: expected one of {', '.join(everyone) or 'none'}; "
             "materialize raw_images to register new folders"
         )
-    for task in entry.tasks:
-        require_task(model.card, task)
     label = entry.label_for(everyone[class_slug])
     summary = ClassSummary(entry.name, class_slug, label, model.model_key)
     if not entry.covers(everyone[class_slug]):

@@ -5,12 +5,11 @@ that says what is asked of which; raw answers come back, in order, and whoever a
 """
 
 import math
-from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from labeling_pipeline.annotations import Box, FinishReason, Generation
+from labeling_pipeline.annotations import FinishReason, Generation
 from labeling_pipeline.models.cards import ModelCard
 from labeling_pipeline.tasks import Skeleton, Task
 
@@ -19,6 +18,7 @@ _Measured = Annotated[
     float, Field(allow_inf_nan=True), BeforeValidator(lambda v: math.nan if v is None else v)
 ]
 _Label = Annotated[str, Field(min_length=1, max_length=1000)]
+_Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class Question(BaseModel):
@@ -30,7 +30,7 @@ class Question(BaseModel):
     task: Task
     labels: Annotated[tuple[_Label, ...], Field(min_length=1, max_length=1000)]
     skeleton: Skeleton | None = Field(None, description="for the task keypoint")
-    reference_boxes: Annotated[tuple[Box, ...], Field(max_length=1000)] = Field(
+    reference_boxes: Annotated[tuple[_Box, ...], Field(max_length=1000)] = Field(
         (), description="xyxy in pixels of the image, for tasks that need them"
     )
 
@@ -50,7 +50,7 @@ class RawAnswer(BaseModel):
     @classmethod
     def of(cls, generation: Generation) -> "RawAnswer":
         """The same, to be sent."""
-        return cls.model_validate(asdict(generation))
+        return cls.model_construct(**vars(generation))
 
     def generation(self) -> Generation:
         """The same, as it was before it was sent."""
