@@ -385,7 +385,7 @@ class _Service:
             ConfigurationError: it refuses the key.
             ImageError: it refuses the request.
         """
-        files = [("files", (f"{number}.png", png)) for number, png in enumerate(pngs)]
+        files = [("file", (f"{number}.png", png)) for number, png in enumerate(pngs)]
         response = self._patiently(
             lambda: self._client.post(path, data=form, files=files), given_up
         )
@@ -505,5 +505,6 @@ def _problem(response: "httpx.Response") -> str:
             said = response.json()
         except ValueError:
             said = None
-    detail = said.get("detail") or said.get("title") if isinstance(said, dict) else None
+    words = ("detail", "title", "status")
+    detail = next((said[w] for w in words if said.get(w)), None) if isinstance(said, dict) else None
     return f"{response.status_code} {str(detail or response.reason_phrase)[:300]}"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi import APIRouter, Form, UploadFile
 from fastapi.responses import Response
 from pydantic import Json
 
@@ -18,8 +18,9 @@ from labeling_pipeline.annotations import Generation
 from labeling_pipeline.errors import ImageError, LabelingError, RequestError
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.remote_protocol import Answers, Failed, Problem, Question, RawAnswer
+from labeling_pipeline.service.forms import Files, ModelName, ServiceOf
 from labeling_pipeline.service.problems import problem_answers
-from labeling_pipeline.service.serving import Service, service_of
+from labeling_pipeline.service.serving import Service, public_name
 from labeling_pipeline.service.uploads import Upload, accept
 from labeling_pipeline.tasks import RULES, Request, Task
 
@@ -36,26 +37,24 @@ _EXAMPLE = '[{"file": 0, "task": "detection", "labels": ["circle", "person"]}]'
     responses=problem_answers(400, 401, 408, 413, 422, 503),
 )
 async def generations(
-    service: Annotated[Service, Depends(service_of)],
-    files: Annotated[list[UploadFile], File(description="images")],
+    service: ServiceOf,
+    file: Files,
     requests: Annotated[
         Json[list[Question]],
         Form(description="JSON: what is asked about which file", examples=[_EXAMPLE]),
     ],
-    model: Annotated[
-        str | None, Form(description="default: the first that can do the first task")
-    ] = None,
+    model: ModelName = None,
 ) -> Response:
     """What the model wrote in answer to every request, in order; nothing is parsed. Where something
     cannot be answered stands an `error` instead."""
-    _check(requests, files, service)
+    _check(requests, file, service)
     name, asked = service.model_for(requests[0].task, model)
     in_thread = asyncio.get_running_loop().run_in_executor
     preparers = service.batcher.preparers
 
-    def look(file: UploadFile) -> Upload | ImageError:
+    def look(sent: UploadFile) -> Upload | ImageError:
         try:
-            return accept(file, service.config)
+            return accept(sent, service.config)
         except RequestError as error:
             return ImageError("too_large", error.detail)
 
@@ -76,7 +75,7 @@ async def generations(
         (generation,) = await service.batcher.ask(name, [request])
         return generation
 
-    uploads = await asyncio.gather(*(in_thread(preparers, look, file) for file in files))
+    uploads = await asyncio.gather(*(in_thread(preparers, look, one) for one in file))
     pixels = sum(one.pixels for one in uploads if isinstance(one, Upload))
     async with service.batcher.admitted(len(requests), pixels):
         images = await asyncio.gather(*(in_thread(preparers, read, one) for one in uploads))
@@ -109,8 +108,11 @@ def _why_unsupported(question: Question, model: Model) -> str | None:
         return f"{task} wants a skeleton: say which keypoints"
     if RULES[task].needs_references and not question.reference_boxes:
         return f"{task} is about boxes: give some as reference_boxes"
-    reasons = (model.why_unsupported(label, task) for label in question.labels)
-    return next((reason for reason in reasons if reason), None)
+    for label in question.labels:
+        if reason := model.why_unsupported(label, task):
+            # What the model calls itself may be where it lies.
+            return reason.replace(model.card.name, public_name(model))
+    return None
 
 
 def _told(answer: Generation | BaseException) -> RawAnswer | Failed:
