@@ -1,13 +1,14 @@
 """``python -m labeling_pipeline VERB``: everything that is not a pipeline run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from labeling_pipeline.errors import LabelingError
+from labeling_pipeline.errors import ConfigurationError, LabelingError, MissingDependencyError
 from labeling_pipeline.home import Environment
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models.cards import ModelSettings
@@ -70,6 +71,67 @@ def recognize(
     for candidate, score in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(candidate, f"{score:.3f}")
     console.print(table)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="repeat it for more; default: LABELING_MODEL, or ours"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="any but the machine's own wants LABELING_API_KEY")
+    ] = "127.0.0.1",
+    port: int = 6996,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="a web page's origin that may read answers; repeatable")
+    ] = None,
+    max_file_mb: Annotated[int, typer.Option(min=1, help="size of one file")] = 20,
+    max_pixels: Annotated[int, typer.Option(min=1, help="of one image")] = 50_000_000,
+    max_files: Annotated[int, typer.Option(min=1, help="in one request")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="images at once; more get a 503")] = 64,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="of one request")] = 60.0,
+) -> None:
+    """Answer over HTTP, with a page to try it: http://localhost:6996"""
+    try:
+        _serve(
+            models=model,
+            host=host,
+            port=port,
+            cors_origins=cors_origin or (),
+            max_file_bytes=max_file_mb << 20,
+            max_pixels=max_pixels,
+            max_files=max_files,
+            queue_images=queue,
+            timeout_s=timeout_s,
+        )
+    except LabelingError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+
+
+def _serve(models: list[str] | None, **options: Any) -> None:
+    try:
+        from labeling_pipeline.service.app import serve as serve_http
+        from labeling_pipeline.service.config import ServiceConfig, api_key_of_environment
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the service needs another package, {error.name}: "
+            "pip install 'labeling-pipeline[service]'"
+        ) from None
+    environment = Environment.read(Path())
+    try:
+        config = ServiceConfig(
+            models=tuple(models or (environment.model or EMBEDDED,)),
+            settings=ModelSettings.model_validate(environment.settings),
+            api_key=api_key_of_environment(),
+            **options,
+        )
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors())
+        raise ConfigurationError(f"the service cannot start like this: {problems}") from None
+    serve_http(config)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class ModelCard(BaseModel):
         Raises:
             ConfigurationError: the settings do not go with this model.
         """
-        given = settings.model_dump(include=_OVERRIDES, exclude_none=True)
+        given = settings.model_dump(include=OVERRIDES, exclude_none=True)
         if self.revision == FOLDER:
             given.pop("revision", None)
         card = self.model_copy(update=given)
@@ -97,8 +97,7 @@ class ModelCard(BaseModel):
         )
 
 
-# The settings in which a card can be overruled; they bear the names of its fields.
-_OVERRIDES = {
+OVERRIDES = {
     "revision",
     "dtype",
     "min_pixels",
@@ -106,6 +105,7 @@ _OVERRIDES = {
     "max_new_tokens",
     "repetition_penalty",
 }
+"""The settings in which a card can be overruled; they bear the names of its fields."""
 
 
 class ModelSettings(BaseModel):

@@ -11,11 +11,11 @@ What is asked of the models by somebody else in this process is no business of t
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from labeling_pipeline.annotations import Generation
 from labeling_pipeline.errors import RequestError
@@ -29,6 +29,8 @@ PREPARERS = 2
 
 LOADING_S = 5
 """When to come again while a model loads."""
+
+_Value = TypeVar("_Value")
 
 _LIKE_SIZE = 2.0
 _PACE_WEIGHT = 0.2
@@ -89,12 +91,7 @@ class Batcher:
                 "Retry-After, or wait until /health says that it is ready",
                 retry_after_s=LOADING_S,
             )
-        tasks = [asyncio.create_task(lane.answer(request)) for request in requests]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await all_of(lane.answer(request) for request in requests)
 
     @asynccontextmanager
     async def admitted(self, images: int, pixels: int) -> AsyncIterator[None]:
@@ -259,3 +256,13 @@ class _Lane:
                 one.answer.set_result(answer)
         pace_s = (loop.time() - started) / len(batch)
         self.pace_s += _PACE_WEIGHT * (pace_s - self.pace_s)
+
+
+async def all_of(work: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
+    """Results of what is done side by side, in order; where one fails, the others are stopped."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

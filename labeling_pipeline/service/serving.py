@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request
 
 from labeling_pipeline.errors import ConfigurationError, LabelingError, RequestError
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.models.cards import OVERRIDES
+from labeling_pipeline.models.registry import load_model, models_for
 from labeling_pipeline.service.batching import Batcher, QueueLimits
 from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.tasks import Task
@@ -70,24 +72,37 @@ class Service:
             RequestError: there is none, or it cannot; status 422.
         """
         able = [served for served, model in self.models.items() if task in model.card.tasks]
-        if name is None and able:
-            return able[0], self.models[able[0]]
         if name is not None and name not in self.models:
             served = ", ".join(self.models)
-            raise RequestError(422, f"expected as model one that is served, {served}, got {name!r}")
-        if name is None or name not in able:
+            raise RequestError(422, f"expected as model one of {served}, got {name[:100]!r}")
+        if not able or (name is not None and name not in able):
+            others = ", ".join(able or models_for(task)) or "none"
             raise RequestError(
                 422,
-                f"{name or 'no model that is served'} can do {task}; GET /tasks tells which can"
-                if name is None
-                else f"{name} cannot do {task}: GET /tasks tells which model can",
+                f"{name or ', '.join(self.models)} cannot do {task}; models that can: {others}. "
+                "GET /tasks tells which of them are served here",
             )
-        return name, self.models[name]
+        chosen = name or able[0]
+        return chosen, self.models[chosen]
 
 
 def public_name(model: Model) -> str:
     """What a model is called outside of this machine."""
     return Path(model.card.name).name
+
+
+def public_card(model: Model) -> dict[str, Any]:
+    """The card of a model without where it lies on this machine."""
+    card = model.card.model_dump(mode="json")
+    is_here = Path(model.card.checkpoint).exists()
+    checkpoint = Path(model.card.checkpoint).name if is_here else model.card.checkpoint
+    return card | {"name": public_name(model), "checkpoint": checkpoint}
+
+
+def public_settings(model: Model) -> dict[str, Any]:
+    """Those settings that can change an answer."""
+    names = {"quantization", *OVERRIDES}
+    return model.settings.model_dump(mode="json", include=names, exclude_none=True)
 
 
 def service_of(request: Request) -> Service:

@@ -1,0 +1,97 @@
+"""The fields of requests: what they are called, what they may hold, and how the document tells of
+them."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any
+
+from fastapi import Depends, File, Form, UploadFile
+from pydantic import AfterValidator, Field, FiniteFloat, Json
+from pydantic_core import PydanticCustomError
+
+from labeling_pipeline.service.serving import Service, service_of
+
+_MAX_CATEGORIES, _MAX_CATEGORY, _MAX_BOXES = 64, 200, 64
+
+
+class KeypointType(StrEnum):
+    """Whose keypoints; see ``SKELETONS``."""
+
+    PERSON = "person"
+    HAND = "hand"
+    FACE = "face"
+    ANIMAL = "animal"
+
+
+class OutputFormat(StrEnum):
+    """What ``/ocr`` answers with."""
+
+    BOX = "Box"
+    TEXT = "Text"
+    POLYGON = "Polygon"
+
+
+class Granularity(StrEnum):
+    """What ``/ocr`` takes for one text."""
+
+    WORD = "Word"
+    LINE = "Line"
+
+
+def split_categories(text: str) -> list[str]:
+    """Names between commas; or those of a JSON list, which may hold commas.
+
+    Raises:
+        PydanticCustomError: it is neither, or too many or too long ones.
+    """
+    names: Any = text.split(",")
+    if text.lstrip().startswith("["):
+        try:
+            names = json.loads(text)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise PydanticCustomError(
+                "categories", "expected names separated by commas, or a JSON list of names"
+            )
+    named = [name.strip() for name in names if name.strip()]
+    if len(named) > _MAX_CATEGORIES or any(len(name) > _MAX_CATEGORY for name in named):
+        raise PydanticCustomError(
+            "categories",
+            f"expected at most {_MAX_CATEGORIES} names of at most {_MAX_CATEGORY} characters",
+        )
+    return named
+
+
+def _checked(text: str) -> str:
+    """The field stays a text, so that the document says what is sent."""
+    split_categories(text)
+    return text
+
+
+_Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+
+ServiceOf = Annotated[Service, Depends(service_of)]
+Files = Annotated[
+    list[UploadFile], File(description="an image; repeat the field for several images")
+]
+Categories = Annotated[
+    str,
+    AfterValidator(_checked),
+    Form(
+        description="what to look for: names separated by commas, or a JSON list of names",
+        examples=["circle, square, person"],
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    Form(description="a model of `/health`; default: the first that can do the task"),
+]
+Boxes = Annotated[
+    Json[Annotated[list[_Box], Field(max_length=_MAX_BOXES)]],
+    Form(
+        description="JSON: boxes of the image in pixels, `[[x0, y0, x1, y1], ...]`",
+        examples=["[[10, 20, 120, 140]]"],
+    ),
+]
+Keypoints = Annotated[KeypointType, Form(description="whose keypoints")]
