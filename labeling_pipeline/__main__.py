@@ -87,6 +87,7 @@ def serve(
         list[str] | None, typer.Option(help="a web page's origin that may read answers; repeatable")
     ] = None,
     max_file_mb: Annotated[int, typer.Option(min=1, help="size of one file")] = 20,
+    max_request_mb: Annotated[int, typer.Option(min=1, help="size of a whole request")] = 64,
     max_pixels: Annotated[int, typer.Option(min=1, help="of one image")] = 50_000_000,
     max_files: Annotated[int, typer.Option(min=1, help="in one request")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="images at once; more get a 503")] = 64,
@@ -100,6 +101,7 @@ def serve(
             port=port,
             cors_origins=cors_origin or (),
             max_file_bytes=max_file_mb << 20,
+            max_request_bytes=max_request_mb << 20,
             max_pixels=max_pixels,
             max_files=max_files,
             queue_images=queue,

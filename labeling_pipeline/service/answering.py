@@ -93,13 +93,21 @@ def make_query(
     classes = {str(number): label for number, label in enumerate(labels)}
     requests = entry_requests(entry, classes, adapter)
     unsupported = {
-        # What the model calls itself may be where it lies.
-        label: reason.replace(adapter.card.name, public_name(adapter))
-        for label, reason in requests.unsupported.values()
+        label: _reason(reason, adapter) for label, reason in requests.unsupported.values()
     }
     if not requests.groups:
         raise RequestError(422, "; ".join(unsupported.values()))
     return Query(name, adapter, entry, labels, requests.groups, unsupported, tuple(boxes))
+
+
+def _reason(reason: str, model: Model) -> str:
+    """Why a label is not asked, in words for a caller who has no plan to change.
+
+    What the model calls itself may be where it lies.
+    """
+    fact, _, _ = reason.rpartition(": ")
+    fact = fact.replace(model.card.name, public_name(model))
+    return f"{fact}: ask for something else, or another model"
 
 
 async def answer_image(batcher: Batcher, query: Query, pixels: np.ndarray) -> Reply:

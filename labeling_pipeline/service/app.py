@@ -1,7 +1,6 @@
 """The application: its pages, what guards them, and how it is served."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -25,8 +24,6 @@ from labeling_pipeline.service.uploads import MAX_FIELD_BYTES, MAX_FIELDS, BodyL
 
 _PAGE = Path(__file__).with_name("page.html")
 _GRACE_S = 5
-
-_log = logging.getLogger(__name__)
 
 
 def create_app(config: ServiceConfig, on_failure: Callable[[], None] = lambda: None) -> FastAPI:

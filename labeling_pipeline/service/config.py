@@ -35,6 +35,7 @@ class ServiceConfig(BaseModel):
     cors_origins: tuple[str, ...] = ()
     max_file_bytes: Count = 20 << 20
     max_files: Count = 16
+    max_request_bytes: Count = 64 << 20
     max_pixels: Count = 50_000_000
     queue_images: Count = 64
     queue_pixels: Count = 200_000_000
@@ -43,17 +44,17 @@ class ServiceConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
+        if self.max_file_bytes > self.max_request_bytes:
+            raise ValueError(
+                f"expected a request to be at least as large as a file, {self.max_file_bytes} "
+                f"bytes, got {self.max_request_bytes}"
+            )
         if self.max_files > self.queue_images:
             raise ValueError(
                 "expected a queue at least as long as a request may have files, "
                 f"{self.max_files}, got {self.queue_images}"
             )
         return self
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Of a whole request: its files, and a little for its fields."""
-        return self.max_files * self.max_file_bytes + (1 << 20)
 
     @property
     def is_local(self) -> bool:

@@ -6,9 +6,10 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import Depends, File, Form, UploadFile
-from pydantic import AfterValidator, Field, FiniteFloat, Json
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from labeling_pipeline.annotations import Box
 from labeling_pipeline.service.serving import Service, service_of
 
 _MAX_CATEGORIES, _MAX_CATEGORY, _MAX_BOXES = 64, 200, 64
@@ -63,13 +64,40 @@ def split_categories(text: str) -> list[str]:
     return named
 
 
-def _checked(text: str) -> str:
-    """The field stays a text, so that the document says what is sent."""
+_BOXES = TypeAdapter(
+    Annotated[
+        list[tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]],
+        Field(max_length=_MAX_BOXES),
+    ]
+)
+
+
+def read_boxes(text: str) -> list[Box]:
+    """Boxes out of JSON; none out of nothing.
+
+    Raises:
+        PydanticCustomError: it is something else, or too many.
+    """
+    if not text.strip():
+        return []
+    try:
+        return _BOXES.validate_json(text)
+    except ValidationError:
+        raise PydanticCustomError(
+            "boxes", f"expected [[x0, y0, x1, y1], ...], at most {_MAX_BOXES} boxes"
+        ) from None
+
+
+# The fields stay texts, so that the document says what is sent.
+def _checked_categories(text: str) -> str:
     split_categories(text)
     return text
 
 
-_Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+def _checked_boxes(text: str) -> str:
+    read_boxes(text)
+    return text
+
 
 ServiceOf = Annotated[Service, Depends(service_of)]
 Files = Annotated[
@@ -77,7 +105,7 @@ Files = Annotated[
 ]
 Categories = Annotated[
     str,
-    AfterValidator(_checked),
+    AfterValidator(_checked_categories),
     Form(
         description="what to look for: names separated by commas, or a JSON list of names",
         examples=["circle, square, person"],
@@ -88,7 +116,8 @@ ModelName = Annotated[
     Form(description="a model of `/health`; default: the first that can do the task"),
 ]
 Boxes = Annotated[
-    Json[Annotated[list[_Box], Field(max_length=_MAX_BOXES)]],
+    str,
+    AfterValidator(_checked_boxes),
     Form(
         description="JSON: boxes of the image in pixels, `[[x0, y0, x1, y1], ...]`",
         examples=["[[10, 20, 120, 140]]"],

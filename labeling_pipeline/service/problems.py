@@ -96,7 +96,7 @@ def answer_with_problems(app: FastAPI) -> None:
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         problems = [
-            FieldProblem(field=_field(one["loc"]), problem=str(one["msg"]))
+            FieldProblem(field=_field(one["loc"]), problem=_words(one["msg"]))
             for one in error.errors()
         ]
         detail = "; ".join(f"{one.field}: {one.problem}" for one in problems)
@@ -104,7 +104,8 @@ def answer_with_problems(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = [] if error.detail == HTTPStatus(error.status_code).phrase else [error.detail]
+        phrase = HTTPStatus(error.status_code).phrase
+        said = [] if error.detail == phrase else [error.detail.rstrip(".")]
         detail = "; ".join([*said, *_ADVICE.get(error.status_code, ())])
         return problem_response(ProblemDetails.of(error.status_code, detail), error.headers)
 
@@ -112,6 +113,11 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_error)
+
+
+def _words(message: str) -> str:
+    """What pydantic says, without the names of classes."""
+    return "expected a file" if "UploadFile" in message else message
 
 
 def _field(location: tuple[Any, ...]) -> str:

@@ -28,6 +28,7 @@ from labeling_pipeline.service.forms import (
     ModelName,
     OutputFormat,
     ServiceOf,
+    read_boxes,
     split_categories,
 )
 from labeling_pipeline.service.problems import problem_answers, problem_of
@@ -177,7 +178,8 @@ async def visual_prompting(
     model: ModelName = None,
 ) -> Response:
     """Find everything on the image that looks like what is in the boxes. One image at a time."""
-    query = make_query(service, Task.VISUAL_PROMPTING, model=model, boxes=visual_prompt_boxes)
+    boxes = read_boxes(visual_prompt_boxes)
+    query = make_query(service, Task.VISUAL_PROMPTING, model=model, boxes=boxes)
     return await _picture_or_json(request, service, query, file)
 
 
@@ -189,7 +191,7 @@ async def vision(
     categories: Categories = "",
     model: ModelName = None,
     keypoint_type: Keypoints = KeypointType.PERSON,
-    visual_prompt_boxes: Boxes | None = None,
+    visual_prompt_boxes: Boxes = "",
     visualize: Annotated[bool, Form(description="whether to add the picture")] = False,
 ) -> Response:
     """Ask anything that `/tasks` lists. The answer is JSON, with the picture in it if asked for."""
@@ -199,7 +201,7 @@ async def vision(
         model=model,
         categories=split_categories(categories),
         keypoints=keypoint_type,
-        boxes=visual_prompt_boxes or (),
+        boxes=read_boxes(visual_prompt_boxes),
     )
     seen = await _see(service, query, file, draw=visualize)
     return _as_json([_answer_or_problem(query, one) for one in seen], file)

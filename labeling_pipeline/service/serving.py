@@ -1,8 +1,6 @@
 """The models of a service while it runs: their public names, whether they are ready, and the queue
 in front of them."""
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +8,13 @@ from typing import Any
 
 from fastapi import Request
 
-from labeling_pipeline.errors import ConfigurationError, LabelingError, RequestError
+from labeling_pipeline.errors import ConfigurationError, RequestError
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import OVERRIDES
 from labeling_pipeline.models.registry import load_model, models_for
 from labeling_pipeline.service.batching import Batcher, QueueLimits
 from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.tasks import Task
-
-_log = logging.getLogger(__name__)
 
 
 class Service:
@@ -46,7 +42,7 @@ class Service:
             config.queue_images, config.queue_pixels, config.timeout_s, config.gather_s
         )
         self.batcher = Batcher(self.models, limits)
-        self.failure: LabelingError | None = None
+        self.failure: Exception | None = None
         self._started = time.monotonic()
 
     @property
@@ -58,10 +54,15 @@ class Service:
         return time.monotonic() - self._started
 
     async def load(self, on_failure: Callable[[], None]) -> None:
-        """Load all models; what could not be loaded is noted and told."""
+        """Load all models; why one could not be loaded is noted and told.
+
+        One after the other: model libraries import their parts when they are first used, and two
+        threads that do so at once get halves of modules.
+        """
         try:
-            await asyncio.gather(*(self.batcher.load(name) for name in self.models))
-        except LabelingError as error:
+            for name in self.models:
+                await self.batcher.load(name)
+        except Exception as error:
             self.failure = error
             on_failure()
 

@@ -31,7 +31,7 @@ class BodyLimit:
 
     def __init__(self, app: ASGIApp, config: ServiceConfig) -> None:
         self._app = app
-        self._max_bytes = config.max_body_bytes
+        self._max_bytes = config.max_request_bytes
         self._timeout_s = config.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
