@@ -57,7 +57,7 @@ def make_query(
     service: Service,
     task: Task,
     *,
-    model: str | None = None,
+    model: str = "",
     categories: Sequence[str] = (),
     keypoints: str = "person",
     boxes: Sequence[Box] = (),

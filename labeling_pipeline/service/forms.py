@@ -101,7 +101,12 @@ def _checked_boxes(text: str) -> str:
 
 ServiceOf = Annotated[Service, Depends(service_of)]
 Files = Annotated[
-    list[UploadFile], File(description="an image; repeat the field for several images")
+    list[UploadFile],
+    File(
+        description="an image; repeat the field for several images",
+        # Swagger UI knows a file by its format only.
+        json_schema_extra={"items": {"type": "string", "format": "binary"}},
+    ),
 ]
 Categories = Annotated[
     str,
@@ -112,7 +117,7 @@ Categories = Annotated[
     ),
 ]
 ModelName = Annotated[
-    str | None,
+    str,
     Form(description="a model of `/health`; default: the first that can do the task"),
 ]
 Boxes = Annotated[

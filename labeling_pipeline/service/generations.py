@@ -24,7 +24,7 @@ from labeling_pipeline.service.serving import Service, public_name
 from labeling_pipeline.service.uploads import Upload, accept
 from labeling_pipeline.tasks import RULES, Request, Task
 
-router = APIRouter()
+router = APIRouter(tags=["For programs"])
 
 _log = logging.getLogger(__name__)
 _EXAMPLE = '[{"file": 0, "task": "detection", "labels": ["circle", "person"]}]'
@@ -43,7 +43,7 @@ async def generations(
         Json[list[Question]],
         Form(description="JSON: what is asked about which file", examples=[_EXAMPLE]),
     ],
-    model: ModelName = None,
+    model: ModelName = "",
 ) -> Response:
     """What the model wrote in answer to every request, in order; nothing is parsed. Where something
     cannot be answered stands an `error` instead."""

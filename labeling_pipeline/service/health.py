@@ -1,4 +1,4 @@
-"""``GET /health``: whether the service can answer, and all that a program must know to ask it."""
+"""What the service says of itself: whether it can answer, with which models, and to what."""
 
 from importlib.metadata import version
 from typing import Any
@@ -6,13 +6,15 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from labeling_pipeline.models.base import Model
+from labeling_pipeline.models.registry import models_for
 from labeling_pipeline.service.batching import LOADING_S
 from labeling_pipeline.service.forms import ServiceOf
 from labeling_pipeline.service.problems import problem_answers
-from labeling_pipeline.service.schemas import Health, ModelOut, QueueOut
+from labeling_pipeline.service.schemas import Health, ModelOut, QueueOut, TaskOut
 from labeling_pipeline.service.serving import public_card, public_settings
+from labeling_pipeline.tasks import Task
 
-router = APIRouter()
+router = APIRouter(tags=["The service"])
 
 _LOADING: dict[int | str, dict[str, Any]] = {
     503: {
@@ -21,6 +23,19 @@ _LOADING: dict[int | str, dict[str, Any]] = {
         "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
     }
 }
+
+
+@router.get("/tasks", summary="What can be asked", responses=problem_answers(401))
+async def tasks(service: ServiceOf) -> list[TaskOut]:
+    """Every task: what it yields, what it wants to be asked, which models can do it."""
+    return [
+        TaskOut.of(
+            task,
+            [name for name, model in service.models.items() if task in model.card.tasks],
+            list(models_for(task)),
+        )
+        for task in Task
+    ]
 
 
 @router.get("/health", summary="Whether it is ready", responses=problem_answers(401) | _LOADING)

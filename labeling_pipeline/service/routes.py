@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 
 from labeling_pipeline.drawing import draw_annotations, encode_jpeg
 from labeling_pipeline.errors import ImageError, LabelingError, RequestError
-from labeling_pipeline.models.registry import models_for
 from labeling_pipeline.service.answering import Query, Reply, answer_image, make_query
 from labeling_pipeline.service.batching import all_of
 from labeling_pipeline.service.examples import EXAMPLES
@@ -39,13 +38,12 @@ from labeling_pipeline.service.schemas import (
     ImageSize,
     LabelOut,
     NotAnswered,
-    TaskOut,
 )
 from labeling_pipeline.service.serving import Service
 from labeling_pipeline.service.uploads import Upload, accept
 from labeling_pipeline.tasks import RULES, Task
 
-router = APIRouter()
+router = APIRouter(tags=["Label images"])
 
 HEADER = "X-Rex-Detections"
 MAX_HEADER_BYTES = 7 << 10
@@ -78,7 +76,7 @@ def _documented(name: str, *media_types: str) -> dict[int | str, dict[str, Any]]
         "description": "What was found on the image; of several images, a list.",
         "model": Answer | list[Answer | NotAnswered],
         "content": {
-            "application/json": {"example": EXAMPLES[name]},
+            **({"application/json": {"example": EXAMPLES[name]}} if name in EXAMPLES else {}),
             **{kind: {"schema": {"type": "string"}} for kind in media_types},
         },
     }
@@ -107,7 +105,7 @@ async def detection(
     service: ServiceOf,
     file: Files,
     categories: Categories,
-    model: ModelName = None,
+    model: ModelName = "",
 ) -> Response:
     """Find everything of the named categories."""
     names = split_categories(categories)
@@ -126,7 +124,7 @@ async def keypoint(
     file: Files,
     keypoint_type: Keypoints = KeypointType.PERSON,
     categories: Categories = "",
-    model: ModelName = None,
+    model: ModelName = "",
 ) -> Response:
     """Find people, hands, faces or animals and their keypoints. `categories` says what to call
     them, `cat` for an animal, say; by default what `keypoint_type` says."""
@@ -150,7 +148,7 @@ async def ocr(
         OutputFormat, Form(description="boxes or outlines on the picture, or the text alone")
     ] = OutputFormat.BOX,
     granularity: Annotated[Granularity, Form(description="what is one text")] = Granularity.WORD,
-    model: ModelName = None,
+    model: ModelName = "",
 ) -> Response:
     """Read what is written on an image, by word or by line. `Text` is all of it, one text a line,
     without a picture."""
@@ -175,7 +173,7 @@ async def visual_prompting(
     service: ServiceOf,
     file: Files,
     visual_prompt_boxes: Boxes,
-    model: ModelName = None,
+    model: ModelName = "",
 ) -> Response:
     """Find everything on the image that looks like what is in the boxes. One image at a time."""
     boxes = read_boxes(visual_prompt_boxes)
@@ -189,7 +187,7 @@ async def vision(
     file: Files,
     task: Annotated[Task, Form(description="a task of `/tasks`", examples=["detection"])],
     categories: Categories = "",
-    model: ModelName = None,
+    model: ModelName = "",
     keypoint_type: Keypoints = KeypointType.PERSON,
     visual_prompt_boxes: Boxes = "",
     visualize: Annotated[bool, Form(description="whether to add the picture")] = False,
@@ -205,19 +203,6 @@ async def vision(
     )
     seen = await _see(service, query, file, draw=visualize)
     return _as_json([_answer_or_problem(query, one) for one in seen], file)
-
-
-@router.get("/tasks", summary="What can be asked", responses=problem_answers(401))
-async def tasks(service: ServiceOf) -> list[TaskOut]:
-    """Every task: what it yields, what it wants to be asked, which models can do it."""
-    return [
-        TaskOut.of(
-            task,
-            [name for name, model in service.models.items() if task in model.card.tasks],
-            list(models_for(task)),
-        )
-        for task in Task
-    ]
 
 
 async def _picture_or_json(

@@ -66,17 +66,17 @@ class Service:
             self.failure = error
             on_failure()
 
-    def model_for(self, task: Task, name: str | None) -> tuple[str, Model]:
+    def model_for(self, task: Task, name: str | None = None) -> tuple[str, Model]:
         """The model of this name, or the first that can do the task.
 
         Raises:
             RequestError: there is none, or it cannot; status 422.
         """
         able = [served for served, model in self.models.items() if task in model.card.tasks]
-        if name is not None and name not in self.models:
+        if name and name not in self.models:
             served = ", ".join(self.models)
             raise RequestError(422, f"expected as model one of {served}, got {name[:100]!r}")
-        if not able or (name is not None and name not in able):
+        if not able or (name and name not in able):
             others = ", ".join(able or models_for(task)) or "none"
             raise RequestError(
                 422,
