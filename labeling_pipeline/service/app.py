@@ -53,6 +53,7 @@ def create_app(config: ServiceConfig, on_failure: Callable[[], None] = lambda: N
         description=_DESCRIPTION,
         version=version("labeling-pipeline"),
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
         swagger_ui_parameters={"defaultModelsExpandDepth": -1, "tryItOutEnabled": True},
         form_limits={
             "max_files": config.max_files,

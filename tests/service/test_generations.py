@@ -103,7 +103,11 @@ def test_every_request_is_answered_in_order_with_the_key_of_the_model(
             {"labels": ["dog"]}, png(), "unsupported", "outside the vocabulary", id="vocabulary"
         ),
         pytest.param(
-            {"labels": ["<|im_end|>"]}, png(), "unsupported", "control token", id="words of the protocol"
+            {"labels": ["<|im_end|>"]},
+            png(),
+            "unsupported",
+            "control token",
+            id="words of the protocol",
         ),
         pytest.param(
             {"task": "keypoint"}, png(), "unsupported", "wants a skeleton", id="no skeleton"
