@@ -295,7 +295,7 @@ def test_what_cannot_be_asked_is_a_problem_that_says_what_was_expected(client, p
 
 
 def test_a_task_that_no_served_model_can_do_names_the_models_that_can(serve):
-    client = serve("tiny-florence-2")
+    client = serve("rapidocr")
     reply = client.post("/keypoint", files=file())
     assert reply.status_code == 422
     assert "models that can: tiny-rex-omni" in reply.json()["detail"]
