@@ -15,7 +15,10 @@ from labeling_pipeline.tasks import Skeleton, Task
 
 # JSON has no NaN: null stands for it.
 _Measured = Annotated[
-    float, Field(allow_inf_nan=True), BeforeValidator(lambda v: math.nan if v is None else v)
+    float,
+    Field(allow_inf_nan=True),
+    BeforeValidator(lambda v: math.nan if v is None else v),
+    WithJsonSchema({"type": ["number", "null"]}),
 ]
 _Label = Annotated[str, Field(min_length=1, max_length=1000)]
 _Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
