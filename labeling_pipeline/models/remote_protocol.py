@@ -7,7 +7,7 @@ that says what is asked of which; raw answers come back, in order, and whoever a
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema
 
 from labeling_pipeline.annotations import FinishReason, Generation
 from labeling_pipeline.models.cards import ModelCard
