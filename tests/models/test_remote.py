@@ -172,7 +172,6 @@ def test_card_parameters_and_key_are_those_of_the_model_there(script):
         assert model.card.vocabulary == ("cat", "person")
         assert "outside the vocabulary" in str(model.why_unsupported("dog"))
         assert model.why_unsupported("cat") is None
-        assert model.input_tokens((640, 480)) == local.input_tokens((640, 480))
         assert model.prompt(Task.DETECTION, ("cat",)) == local.prompt(Task.DETECTION, ("cat",))
         assert service.seen == ["GET /health"]
 
@@ -182,9 +181,25 @@ def test_card_parameters_and_key_are_those_of_the_model_there(script):
 )
 @settings(deadline=None, max_examples=50)
 def test_what_is_sent_decodes_to_the_same_pixels(image: np.ndarray):
+    assert np.array_equal(unpacked(image), image)
+
+
+def test_a_panorama_too_long_for_the_usual_format_keeps_its_pixels_too():
+    image = np.random.default_rng(1).integers(0, 256, (2, 20_000, 3), dtype=np.uint8)
+    assert np.array_equal(unpacked(image), image)
+
+
+def unpacked(image: np.ndarray) -> np.ndarray:
+    """An image as the service will see it."""
     model = RemoteModel(find_card("remote:http://host:6996"), FAST)
-    packed = model.prepare(Request(image, Task.DETECTION, ("cat",)))
-    assert np.array_equal(read_image(packed.png), image)
+    return read_image(model.prepare(Request(image, Task.DETECTION, ("cat",))).file)
+
+
+def test_large_images_wait_in_smaller_batches():
+    model = RemoteModel(find_card("remote:http://host:6996"), FAST)
+    small, large = ([model.input_tokens(size)] * 99 for size in ((640, 480), (6000, 4000)))
+    assert model.batch_limit.fitting(small) == remote.BATCH
+    assert model.batch_limit.fitting(large) == 2
 
 
 @pytest.mark.parametrize(
