@@ -13,7 +13,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ LOADING_S = 5
 
 _Value = TypeVar("_Value")
 
+_COMPANY_S = 0.2
 _LIKE_SIZE = 2.0
 _PACE_WEIGHT = 0.2
 
@@ -182,6 +183,7 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, f"model-{name}")
         self._limit: BatchLimit | None = None
         self._waiting: list[_Waiting] = []
+        self._preparing = 0
         self._arrival = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
@@ -205,10 +207,14 @@ class _Lane:
     async def answer(self, request: Request) -> Generation:
         """Wait in line; whoever stops waiting leaves it."""
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._preparers, self._model.prepare, request)
+        self._preparing += 1
+        try:
+            prepared = await loop.run_in_executor(self._preparers, self._model.prepare, request)
+        finally:
+            self._preparing -= 1
+            self._arrival.set()
         waiting = _Waiting(request.task, self._model.input_tokens(request.size_px), prepared)
         self._waiting.append(waiting)
-        self._arrival.set()
         try:
             return await waiting.answer
         finally:
@@ -220,8 +226,20 @@ class _Lane:
             await self._arrival.wait()
             await asyncio.sleep(self._gather_s)
             while self._waiting:
-                await self._answer(self._next_batch())
+                await self._company()
+                if self._waiting:
+                    await self._answer(self._next_batch())
             self._arrival.clear()
+
+    async def _company(self) -> None:
+        """Wait a little for those who are being made ready, unless a batch is full without them: it
+        costs hardly more than one request."""
+        assert self._limit is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_COMPANY_S):
+                while self._preparing and len(self._waiting) < self._limit.images:
+                    self._arrival.clear()
+                    await self._arrival.wait()
 
     def _next_batch(self) -> list[_Waiting]:
         """Whoever waits longest, and as many of its task and like size as go with it."""

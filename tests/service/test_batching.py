@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_what_comes_while_the_model_works_shares_the_next_batch(script):
 
     with_batcher(name, use)
     assert sizes == [0, 1, 6]
+
+
+def test_who_is_being_made_ready_shares_the_batch_that_is_about_to_begin(script):
+    name = script()
+    model = load_model(name, SETTINGS)
+    sizes = []
+    forward, prepare = model.forward, model.prepare
+    model.forward = lambda prepared: sizes.append(len(prepared)) or forward(prepared)
+    model.prepare = lambda one: time.sleep(0.02) or prepare(one)
+    with_batcher(name, lambda batcher: batcher.answers("m", [request()] * 6), gather_s=0.0)
+    assert sizes == [0, 6]
 
 
 @pytest.mark.parametrize(
