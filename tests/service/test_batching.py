@@ -9,6 +9,7 @@ import pytest
 from labeling_pipeline.errors import RequestError
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.service import batching
 from labeling_pipeline.service.batching import Batcher, QueueLimits
 from labeling_pipeline.tasks import Request, Task
 
@@ -56,7 +57,9 @@ def test_what_comes_while_the_model_works_shares_the_next_batch(script):
     assert sizes == [0, 1, 6]
 
 
-def test_who_is_being_made_ready_shares_the_batch_that_is_about_to_begin(script):
+def test_who_is_being_made_ready_shares_the_batch_that_is_about_to_begin(script, monkeypatch):
+    # However slow this machine is.
+    monkeypatch.setattr(batching, "_COMPANY_S", 30.0)
     name = script()
     model = load_model(name, SETTINGS)
     sizes = []
