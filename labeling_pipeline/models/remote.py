@@ -215,16 +215,15 @@ class RemoteModel:
                 them again, without this one, sends nothing.
         """
         self._know()
-        refused: list[ImageError] = []
         given_up = Event()
         pool = ThreadPoolExecutor(_IN_FLIGHT, "remote-model")
         try:
             unanswered = [one for one in prepared if one.answer is None]
             futures = [pool.submit(self._ask, few, given_up) for few in _requests(unanswered)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            refused += [error for future in futures if (error := future.result())]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            refused = [error for future in done if (error := future.result())]
         finally:
-            # After Ctrl-C nobody waits for a service that is away.
+            # After an error, or Ctrl-C, nobody waits for what is still being asked.
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
         if refused:
@@ -426,7 +425,7 @@ class _Service:
             self._waited_in_vain_at = time.monotonic()
             raise ModelError(
                 f"{self.address} gave no answer, after {patience.waited_s:.0f} s of waiting: "
-                f"{error}. Start the service there, then run again what failed"
+                f"{error}. Start the service there, or see its log, then run again what failed"
             ) from error
         self._waited_in_vain_at = None
         return response

@@ -433,6 +433,20 @@ def test_a_service_that_stays_away_is_waited_for_once_and_the_error_says_what_to
     assert len(tries) == waited + 1
 
 
+def test_where_one_request_has_failed_for_good_no_other_is_waited_for(
+    service: Service, monkeypatch
+):
+    monkeypatch.setattr(remote, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(remote, "_PER_REQUEST", 1)
+    model = service.model()
+    assert model.model_key
+    away = (503, {"Retry-After": "0"}, b"")
+    service.faults = [away, (404, {}, b""), *[away] * 5000]
+    with pytest.raises(ModelError, match="404"):
+        model.generate([question(1), question(2)])
+    assert len(service.faults) > 4000
+
+
 # Definitions
 
 
