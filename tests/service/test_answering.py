@@ -30,7 +30,8 @@ def images(tmp_path: Path) -> dict[str, bytes]:
     for number, label in enumerate(LABELS):
         path = tmp_path / "images" / label / "0.png"
         path.parent.mkdir(parents=True)
-        scene = draw_scene(np.random.default_rng([9, 8, number]), 320, 240)
+        rng = np.random.default_rng([9, 8, number])
+        scene = draw_scene(rng, 320, 240, kinds=["star", "standing", "circle"])
         Image.fromarray(scene.image).save(path)
         files[label] = path.read_bytes()
     return files
