@@ -1,4 +1,4 @@
-"""Every command of docs/service.md as it stands there, against the service that it says to start."""
+"""Every command of docs/service.md, run as it stands there beside the service that it starts."""
 
 import json
 import os
