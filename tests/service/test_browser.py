@@ -154,7 +154,7 @@ def test_a_service_with_a_key_asks_for_it_and_goes_on(browser, urls, scene):
         page = opened.page
         opened.expect("#keyfield").to_be_visible()
         page.fill("#key", KEY)
-        page.click("#usekey")
+        page.keyboard.press("Enter")
         opened.expect("#status").to_have_class("ready")
         page.set_input_files("#file", scene)
         page.click("#go")
