@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
+from labeling_pipeline.labeling import prompt_handover
 from labeling_pipeline.service import generations, health, routes
 from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.service.disconnects import StopWhenGone
@@ -40,7 +41,8 @@ def create_app(config: ServiceConfig, on_failure: Callable[[], None] = lambda: N
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(service.load(on_failure))
-        yield
+        with prompt_handover():
+            yield
         loading.cancel()
         await asyncio.wait([loading])
         await service.batcher.close()

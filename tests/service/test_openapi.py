@@ -54,13 +54,19 @@ def test_every_operation_of_the_document_is_tried(schema):
     )
 
 
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
-@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        (method, path, mode)
+        for method, path in OPERATIONS
+        for mode in GenerationMode
+        # In a request without fields there is nothing to get wrong.
+        if method == "POST" or mode is GenerationMode.POSITIVE
+    ],
+)
 def test_whatever_is_asked_gets_what_the_document_says_and_breaks_nothing(
     schema, method, path, mode
 ):
-    if method == "GET" and mode is GenerationMode.NEGATIVE:
-        pytest.skip("there is nothing to get wrong in it")
     answered = []
 
     @seed(8)
