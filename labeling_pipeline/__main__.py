@@ -4,15 +4,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from labeling_pipeline import corrections
-from labeling_pipeline.errors import ConfigurationError, LabelingError, StoreError
+from labeling_pipeline.errors import (
+    ConfigurationError,
+    LabelingError,
+    MissingDependencyError,
+    StoreError,
+)
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Environment, Home
 from labeling_pipeline.images.reading import read_image
@@ -258,6 +264,65 @@ def _say(text: str) -> None:
 
 def _size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.1f} MB"
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="repeat it for more; default: LABELING_MODEL, or ours"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="any but the machine's own wants LABELING_API_KEY")
+    ] = "127.0.0.1",
+    port: int = 6996,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="a web page's origin that may read answers; repeatable")
+    ] = None,
+    max_file_mb: Annotated[int, typer.Option(min=1, help="size of one file")] = 20,
+    max_request_mb: Annotated[int, typer.Option(min=1, help="size of a whole request")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=1, help="of one image")] = 50_000_000,
+    max_files: Annotated[int, typer.Option(min=1, help="in one request")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="images at once; more get a 503")] = 64,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="of one request")] = 60.0,
+) -> None:
+    """Answer over HTTP, with a page to try it: http://localhost:6996"""
+    with errors_said():
+        _serve(
+            models=model,
+            host=host,
+            port=port,
+            cors_origins=cors_origin or (),
+            max_file_bytes=max_file_mb << 20,
+            max_request_bytes=max_request_mb << 20,
+            max_pixels=max_pixels,
+            max_files=max_files,
+            queue_images=queue,
+            timeout_s=timeout_s,
+        )
+
+
+def _serve(models: list[str] | None, **options: Any) -> None:
+    try:
+        from labeling_pipeline.service.app import serve as serve_http
+        from labeling_pipeline.service.config import ServiceConfig, api_key_of_environment
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the service needs another package, {error.name}: "
+            "pip install 'labeling-pipeline[service]'"
+        ) from None
+    environment = Environment.read(Path())
+    try:
+        config = ServiceConfig(
+            models=tuple(models or (environment.model or EMBEDDED,)),
+            settings=ModelSettings.model_validate(environment.settings),
+            api_key=api_key_of_environment(),
+            **options,
+        )
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors())
+        raise ConfigurationError(f"the service cannot start like this: {problems}") from None
+    serve_http(config)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from labeling_pipeline.asking.names import names_of
 from labeling_pipeline.asking.questions import Region
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.models.base import Model
-from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.models.registry import load_model, require_task
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import Ask, count_due, current_regions
@@ -60,13 +60,21 @@ class ClassAsk:
 
 
 class EntryAsks:
-    """What one entry asks of each class of a dataset."""
+    """What one entry asks of each class of a dataset.
+
+    Raises:
+        ConfigurationError: the model cannot do the task.
+        ModelError: a service that has the model does not answer.
+    """
 
     def __init__(self, store: AnnotationStore, plan: Plan, entry: Entry) -> None:
         self.store = store
         self.plan = plan
         self.entry = entry
         self.model = load_model(plan.model_of(entry), plan.runtime)
+        # A plan is checked when it is loaded, but for models of which only a service knows more.
+        for task in entry.tasks:
+            require_task(self.model.card, task)
         self.source = plan.source_of(entry)
         self.names = class_names(store)
         # A retired class keeps its place: were the labels after it to move up, every image would

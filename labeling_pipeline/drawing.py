@@ -145,20 +145,25 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
-    """Write a picture.
+def encode_jpeg(array: np.ndarray, *, quality: int = 88) -> bytes:
+    """The bytes of a picture.
 
     Args:
-        path: missing folders are made.
         array: (height, width, 3) uint8 RGB.
         quality: of the JPEG, 1..95.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def write_jpeg(path: Path, array: np.ndarray, *, quality: int = 88) -> None:
+    """Write a picture as `encode_jpeg` makes it; missing folders are made.
 
     Raises:
         OSError: it cannot be written.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "JPEG", quality=quality, optimize=True)
-    write_if_changed(path, buffer.getvalue())
+    write_if_changed(path, encode_jpeg(array, quality=quality))
 
 
 def default_font() -> Path:

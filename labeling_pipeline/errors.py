@@ -9,6 +9,7 @@ LabelingError
 │   └── MissingDependencyError  an optional package that this model needs
 ├── ImageError                  one image that cannot be used; costs that image only
 ├── ModelError                  a model that could not be loaded or could not answer
+├── RequestError                a request to the HTTP service that is not answered
 └── StoreError                  the annotation store
     ├── StoreBusyError          another process holds the file; retried, then raised
     └── StoreVersionError       a file written by a newer version of this package
@@ -54,6 +55,17 @@ class ImageError(LabelingError):
 
 class ModelError(LabelingError):
     """A model could not be loaded or could not answer."""
+
+
+class RequestError(LabelingError):
+    """A request to the HTTP service is not answered. ``status`` is that of HTTP; ``retry_after_s``
+    says when the same request may fare better, if ever."""
+
+    def __init__(self, status: int, detail: str, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(LabelingError):

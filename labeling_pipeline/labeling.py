@@ -234,7 +234,7 @@ class _Loop:
         done = 0
         readers = ThreadPoolExecutor(_READERS, "image-reader")
         with (
-            _prompt_handover(),
+            prompt_handover(),
             one_thread(),
             ThreadPoolExecutor(1, "store-writer") as writer,
         ):
@@ -405,7 +405,7 @@ class _Loop:
 
 
 @contextmanager
-def _prompt_handover() -> Iterator[None]:
+def prompt_handover() -> Iterator[None]:
     """Threads hand the interpreter over sooner than usual.
 
     A model's step is hundreds of short calls, and after each the thread that reads or writes may

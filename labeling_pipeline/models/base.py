@@ -11,7 +11,11 @@ from labeling_pipeline.tasks import Request, Skeleton, Task
 
 
 class Model(Protocol):
-    """A model that answers requests. Constructing one is cheap; weights load at first use."""
+    """A model that answers requests. Constructing one is cheap; weights load at first use.
+
+    ``prompt``, ``why_unsupported``, ``input_tokens`` and ``parse`` need nothing but the card: where
+    the model runs in another process, an adapter that was never constructed has only that.
+    """
 
     protocol_version: int
     parser_version: int

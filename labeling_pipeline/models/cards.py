@@ -30,6 +30,7 @@ class ModelCard(BaseModel):
     longer ones are padded to a square with their edge pixels. ``None``: any frame is taken.
     ``quantization`` is how the weights of the checkpoint are stored, if not plainly.
     ``engine`` is what computes; PyTorch takes a GPU where there is one, the others never do.
+    ``http``: a service computes, which has its own hardware.
     ``extra`` is the extra of this package that the model needs.
     """
 
@@ -42,7 +43,7 @@ class ModelCard(BaseModel):
     licence: str
     tasks: tuple[Task, ...]
     about: str = ""
-    engine: Literal["pytorch", "onnxruntime"] = "pytorch"
+    engine: Literal["pytorch", "onnxruntime", "http"] = "pytorch"
     extra: str | None = None
     vocabulary: tuple[str, ...] | None = None
     min_pixels: int
@@ -59,7 +60,7 @@ class ModelCard(BaseModel):
         Raises:
             ConfigurationError: the settings do not go with this model.
         """
-        given = settings.model_dump(include=_OVERRIDES, exclude_none=True)
+        given = settings.model_dump(include=OVERRIDES, exclude_none=True)
         if self.revision == FOLDER:
             given.pop("revision", None)
         card = self.model_copy(update=given)
@@ -96,8 +97,7 @@ class ModelCard(BaseModel):
         )
 
 
-# The settings in which a card can be overruled; they bear the names of its fields.
-_OVERRIDES = {
+OVERRIDES = {
     "revision",
     "dtype",
     "min_pixels",
@@ -105,6 +105,7 @@ _OVERRIDES = {
     "max_new_tokens",
     "repetition_penalty",
 }
+"""The settings in which a card can be overruled; they bear the names of its fields."""
 
 
 class ModelSettings(BaseModel):

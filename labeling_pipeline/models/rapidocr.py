@@ -148,6 +148,8 @@ class RapidOcr:
             ModelError: the engine could not be loaded.
         """
         with self._lock:
+            if self._engine is None:
+                self._engine = _load(self._files)
             return [self._answer(one) for one in prepared]
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
@@ -187,8 +189,6 @@ class RapidOcr:
         return ParsedAnswer(answers, tuple(dropped))
 
     def _answer(self, prepared: _Prepared) -> Generation:
-        if self._engine is None:
-            self._engine = _load(self._files)
         started = time.perf_counter()
         reading = _Reading(lines=tuple(_read(self._engine, prepared.pixels)))
         height, width = prepared.pixels.shape[:2]

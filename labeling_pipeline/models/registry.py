@@ -5,6 +5,10 @@ card stands for (``IDEA-Research/Rex-Omni``), by a folder that holds a checkpoin
 by ``scripted:FILE``. A folder may carry a ``card.json`` with the fields in which it differs from
 the card of its family: its vocabulary, say, or its pixel limits.
 
+A model that a running service has is named ``remote:http://host:6996``, or
+``remote:http://host:6996#tiny-rex-omni`` where there are several. Nothing is asked of the service
+to find such a name: its card says where to ask, not what is there.
+
 Installed packages add models of their own by an entry point of the group
 ``labeling_pipeline.models`` that loads to a ``ModelCard``.
 """
@@ -16,6 +20,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -33,6 +38,8 @@ _PACKAGED = (EMBEDDED, "tiny-florence-2")
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _SCRIPTED = "scripted:"
+_SCRIPTED_ADAPTER = "labeling_pipeline.models.scripted:ScriptedModel"
+_REMOTE = "remote:"
 
 _REX_OMNI = ModelCard(
     name="rex-omni",
@@ -188,7 +195,7 @@ def find_card(name: str) -> ModelCard:
             raise UnknownModelError(f"{name}: expected a JSON file at {script}, found none")
         return ModelCard(
             name=name,
-            adapter="labeling_pipeline.models.scripted:ScriptedModel",
+            adapter=_SCRIPTED_ADAPTER,
             checkpoint=str(script.resolve()),
             revision="script",
             licence="none",
@@ -198,6 +205,8 @@ def find_card(name: str) -> ModelCard:
             max_pixels=1 << 30,
             dtype="float32",
         )
+    if name.startswith(_REMOTE):
+        return _remote_card(name)
     if name in _PACKAGED:
         return _folder_card(_CHECKPOINTS / name, name)
     for card in _registered().values():
@@ -209,7 +218,7 @@ def find_card(name: str) -> ModelCard:
     hub = [card.checkpoint for card in _CARDS if card is not _RAPIDOCR]
     raise UnknownModelError(
         f"no model is called {name!r}: expected one of {', '.join(registered_names())}, a hub "
-        f"repository ({', '.join(hub)}), or a folder with a checkpoint"
+        f"repository ({', '.join(hub)}), a folder with a checkpoint, or remote:URL of a service"
     )
 
 
@@ -289,8 +298,27 @@ def load_model(name: str, settings: ModelSettings) -> Model:
 @cache
 def _load(name: str, settings: ModelSettings) -> Model:
     card = find_card(name)
-    module, _, attribute = card.adapter.partition(":")
-    return getattr(import_module(module), attribute)(card, settings)
+    return _import_adapter(card.adapter)(card, settings)
+
+
+def registered_adapter(card: ModelCard) -> type[Model]:
+    """The adapter of a card that came from elsewhere; only what models here have is imported.
+
+    Raises:
+        ConfigurationError: no model here has this adapter.
+    """
+    known = {find_card(name).adapter for name in registered_names()} | {_SCRIPTED_ADAPTER}
+    if card.adapter not in known:
+        raise ConfigurationError(
+            f"{card.name} speaks through {card.adapter}, which no model here does: install the "
+            f"package that adds it; known are {', '.join(sorted(known))}"
+        )
+    return _import_adapter(card.adapter)
+
+
+def _import_adapter(adapter: str) -> type[Model]:
+    module, _, attribute = adapter.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def require_task(card: ModelCard, task: Task) -> None:
@@ -301,6 +329,41 @@ def require_task(card: ModelCard, task: Task) -> None:
         f"{card.name} cannot do {task}; models that can: "
         f"{', '.join(models_for(task)) or 'none registered'}"
     )
+
+
+def _remote_card(name: str) -> ModelCard:
+    address = name.removeprefix(_REMOTE)
+    # Names are logged, stored and shown: no password may be part of one, nor of an error.
+    if "@" in address.partition("#")[0]:
+        raise ConfigurationError(
+            "remote:…@…: expected the address of a service without user and password; its key is "
+            "given in LABELING_API_KEY"
+        )
+    if not _is_service(address):
+        raise UnknownModelError(
+            f"{name}: expected the address of a service, remote:http://host:6996, and where it has "
+            "several models remote:http://host:6996#model-name"
+        )
+    return ModelCard(
+        name=name,
+        adapter="labeling_pipeline.models.remote:RemoteModel",
+        checkpoint=address,
+        revision="served",
+        licence="that of the model there",
+        tasks=tuple(Task),
+        engine="http",
+        extra="service",
+        min_pixels=1,
+        max_pixels=1 << 30,
+    )
+
+
+def _is_service(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number, an IPv6 address that is none
+        return False
 
 
 def _folder_card(folder: Path, name: str) -> ModelCard:
