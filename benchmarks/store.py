@@ -109,14 +109,12 @@ def _fill(path: Path, of_class: str) -> None:
 def _annotations() -> pa.Table:
     rng = np.random.default_rng(5)
     numbers = np.arange(ANNOTATIONS)
-    images, positions = (numbers // 4).astype(str), (numbers % 4).astype(str)
+    images = (numbers // 4).astype(str)
     generations = np.char.add("generation-", images)
     corners = rng.uniform(0, 640, (4, ANNOTATIONS))
     return pa.table(
         {
-            "annotation_id": np.char.add(
-                np.char.add(generations, "-1-"), (numbers % 4).astype(str)
-            ),
+            "annotation_id": np.char.add(np.char.add(generations, "-1-"), positions),
             "generation_id": generations,
             "answered_in": generations,
             "image_id": np.char.add("image-", images),
