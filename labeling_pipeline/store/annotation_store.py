@@ -51,15 +51,23 @@ class AnnotationStore:
         self._ready = False
         self._table_schemas: dict[str, pa.Schema] = {}
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    def query(
+        self, sql: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] | None = None
+    ) -> pa.Table:
         """Run one read-only statement.
+
+        tables: what it may read besides the store, by name.
 
         Raises:
             StoreBusyError: a writer held the file for longer than ``busy_timeout_s``.
             StoreError: the file is damaged.
         """
         self._prepare()
-        with self._opened(read_only=True) as connection, self._damage_named():
+        with (
+            self._opened(read_only=True) as connection,
+            self._damage_named(),
+            _registered(connection, tables or {}),
+        ):
             return connection.execute(sql, list(params)).to_arrow_table()
 
     @contextmanager
@@ -273,9 +281,12 @@ class Transaction:
         self._connection = connection
         self._table_schemas = table_schemas
 
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> None:
-        """Run one statement."""
-        self._connection.execute(sql, list(params))
+    def execute(
+        self, sql: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] | None = None
+    ) -> None:
+        """Run one statement. tables: what it may read besides the store, by name."""
+        with _registered(self._connection, tables or {}):
+            self._connection.execute(sql, list(params))
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one statement and return its rows."""
@@ -299,13 +310,10 @@ class Transaction:
             conflict = f"ANTI JOIN {table} USING ({', '.join(KEYS[table])})"
         if replace:
             conflict = self._update_clause(table, data.column_names)
-        self._connection.register("incoming", data)
-        try:
-            self._connection.execute(
-                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming {conflict}"
-            )
-        finally:
-            self._connection.unregister("incoming")
+        self.execute(
+            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming {conflict}",
+            tables={"incoming": data},
+        )
 
     def _to_arrow(self, table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Types come from the table, so that a column of nothing but NULL still has one."""
@@ -330,6 +338,33 @@ class Transaction:
         return f"ON CONFLICT ({target}) DO " + (f"UPDATE SET {updates}" if updates else "NOTHING")
 
 
+<<<<<<< ours
+=======
+@contextmanager
+def _registered(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]
+) -> Iterator[None]:
+    """SQL finds the tables under their names."""
+    for name, table in tables.items():
+        connection.register(name, table)
+    try:
+        yield
+    finally:
+        for name in tables:
+            connection.unregister(name)
+
+
+def _with_tables(migration: str) -> str:
+    """A migration with the statements of the schema in place of ``@table``."""
+    statements = dict(
+        re.findall(r"^CREATE TABLE (\w+) (.*?^\));", _SCHEMA.read_text(), re.DOTALL | re.MULTILINE)
+    )
+    return re.sub(
+        r"@(\w+)", lambda name: f"CREATE TABLE {name[1]} {statements[name[1]]}", migration
+    )
+
+
+>>>>>>> theirs
 def _version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
     try:
         row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()

@@ -13,14 +13,15 @@ CREATE TABLE classes (
     retired BOOLEAN NOT NULL DEFAULT false
 );
 
--- Every file seen under the image root. class is NULL for a file that lies in no sub-folder while
--- the plan names classes: then every class of the plan applies to it.
+-- Every file seen in the image source. class is NULL for a file that belongs to no class of its own
+-- while the plan names classes: then every class of the plan applies to it.
 CREATE TABLE dataset_files (
-    path VARCHAR PRIMARY KEY,           -- relative to the image root, '/' as separator
+    path VARCHAR PRIMARY KEY,           -- relative to the root of the source, '/' as separator
     class VARCHAR,
-    image_id VARCHAR,                   -- NULL for a skipped or unreadable file
+    image_id VARCHAR,                   -- NULL for a skipped file, and for one not read since it came
     size_bytes BIGINT NOT NULL,
-    mtime_ns BIGINT NOT NULL,
+    mtime_ns BIGINT NOT NULL,           -- 0 where the storage does not say
+    etag VARCHAR,                       -- what the storage calls this content; NULL: it does not
     skipped_reason VARCHAR              -- hidden_file, not_an_image, ...; NULL: the file counts
 );
 
