@@ -183,7 +183,8 @@ def update_inventory(
 def report_files(store: AnnotationStore) -> FileReport:
     """How the files stand now."""
     counted = store.query(
-        "SELECT status, reason, count(*) AS files FROM files GROUP BY ALL ORDER BY files DESC, reason"
+        "SELECT status, reason, count(*) AS files FROM files GROUP BY ALL "
+        "ORDER BY files DESC, reason"
     ).to_pylist()
     listed = store.query(
         "SELECT path, status, reason, detail FROM files WHERE status IN ('skipped', 'rejected') "

@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SCHEMA = Path(__file__).parent / "schema.sql"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 """``<n>_to_<n + 1>.sql``: forward migrations, with the tables as those versions had them."""
@@ -338,8 +338,6 @@ class Transaction:
         return f"ON CONFLICT ({target}) DO " + (f"UPDATE SET {updates}" if updates else "NOTHING")
 
 
-<<<<<<< ours
-=======
 @contextmanager
 def _registered(
     connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]
@@ -354,17 +352,6 @@ def _registered(
             connection.unregister(name)
 
 
-def _with_tables(migration: str) -> str:
-    """A migration with the statements of the schema in place of ``@table``."""
-    statements = dict(
-        re.findall(r"^CREATE TABLE (\w+) (.*?^\));", _SCHEMA.read_text(), re.DOTALL | re.MULTILINE)
-    )
-    return re.sub(
-        r"@(\w+)", lambda name: f"CREATE TABLE {name[1]} {statements[name[1]]}", migration
-    )
-
-
->>>>>>> theirs
 def _version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
     try:
         row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()

@@ -1,4 +1,4 @@
--- The annotation store, version 3. One statement per table; keys as PRIMARY KEY, but for the tables
+-- The annotation store, version 4. One statement per table; keys as PRIMARY KEY, but for the tables
 -- that grow with every answer: DuckDB writes the index of a key anew each time the file is closed, so
 -- that each batch would cost more than the one before. Their keys are kept by an anti-join on writing.
 -- Coordinates: xyxy, absolute pixels of the EXIF-upright image. Times: UTC.
