@@ -3,15 +3,17 @@
 Both are unpartitioned, because duplicates cross classes, and incremental.
 """
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from assets.metadata import table
+from assets.metadata import MAX_ROWS, table
 from assets.partitions import CLASSES
 from assets.progress import reporter
 from labeling_pipeline.asks import class_names
-from labeling_pipeline.inventory import FileReport, clean, update_inventory
+from labeling_pipeline.cleaning import clean
+from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.inventory import FileReport, InventorySummary, update_inventory
 from labeling_pipeline.plan import Plan
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
@@ -28,8 +30,8 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         group_name="ingestion",
         kinds={"duckdb"},
         description=(
-            "Inventory of the image root: every file with its content hash, skipped ones with the "
-            "reason. Registers one partition per class."
+            "Inventory of the images: every file by path, size and time, skipped ones with the "
+            "reason; none is opened. Registers one partition per class."
         ),
     )
     def raw_images(
@@ -37,26 +39,27 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         annotation_store: AnnotationStoreResource,
         image_source: ImageSourceResource,
     ) -> None:
-        root = image_source.path()
-        annotation_store.at().claim(root)
+        source = image_source.open()
+        annotation_store.at().claim(source)
         store = annotation_store.open()
-        summary = update_inventory(store, root, plan.class_names, reporter(context, "raw_images"))
+        summary = update_inventory(store, source, plan.class_names, plan.source)
         classes = class_names(store)
         context.instance.add_dynamic_partitions(str(CLASSES.name), list(classes))
         context.add_output_metadata(
             {
-                "image_root": dg.MetadataValue.path(root),
+                "images": _place(source),
                 "files": summary.files.total,
                 "added": summary.added,
                 "changed": summary.changed,
                 "removed": summary.removed,
-                "read": summary.read,
+                "new": summary.files.statuses.get("new", 0),
                 "classes": table([{"class": s, "display_name": n} for s, n in classes.items()]),
-                "classes_retired": dg.MetadataValue.text(
-                    ", ".join(summary.classes_retired) or "none"
-                ),
+                "classes_affected": _listed(summary.classes_affected),
+                "classes_retired": _listed(summary.classes_retired),
+                "skipped_by_reason": _by_reason(summary.files.skipped),
                 "skipped": _notes(summary.files, "skipped"),
             }
+            | _missing(summary)
         )
 
     @dg.asset(
@@ -76,7 +79,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     ) -> None:
         summary = clean(
             annotation_store.open(),
-            image_source.path(),
+            image_source.open(),
             plan.cleaning,
             reporter(context, "clean_images"),
         )
@@ -86,7 +89,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
                 "rejected": summary.files.statuses.get("rejected", 0),
                 "decoded": summary.decoded,
                 "judged_anew": summary.judged_anew,
-                "rejects_by_reason": table(_rejects_by_reason(summary.files)),
+                "rejects_by_reason": _by_reason(summary.files.rejected),
                 "rejected_files": _notes(summary.files, "rejected"),
             }
         )
@@ -94,9 +97,32 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
     return [raw_images, clean_images]
 
 
-def _rejects_by_reason(files: FileReport) -> list[dict[str, str | int]]:
-    counts = Counter(n.reason for n in files.not_accepted if n.status == "rejected")
-    return [{"reason": reason, "files": count} for reason, count in counts.most_common()]
+def _place(source: ImageSource) -> dg.MetadataValue:
+    return (
+        dg.MetadataValue.path(source.folder)
+        if source.folder
+        else dg.MetadataValue.text(source.root)
+    )
+
+
+def _missing(summary: InventorySummary) -> dict[str, dg.MetadataValue]:
+    """What the manifest names and nobody has."""
+    if not summary.missing:
+        return {}
+    rows = [{"file": path} for path in summary.first_missing]
+    return {
+        "missing": dg.MetadataValue.int(summary.missing),
+        "in_manifest_without_file": table(rows),
+    }
+
+
+def _listed(names: Sequence[str]) -> dg.MetadataValue:
+    more = f" and {len(names) - MAX_ROWS} more" if len(names) > MAX_ROWS else ""
+    return dg.MetadataValue.text(", ".join(names[:MAX_ROWS]) + more or "none")
+
+
+def _by_reason(reasons: Mapping[str, int]) -> dg.MetadataValue:
+    return table([{"reason": reason, "files": files} for reason, files in reasons.items()])
 
 
 def _notes(files: FileReport, status: str) -> dg.MetadataValue:

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labeling_pipeline.cleaning import CleaningSummary, clean
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import FileNote, clean, update_inventory
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import SourceSettings, open_source
+from labeling_pipeline.inventory import FileNote, InventorySummary, update_inventory
 from labeling_pipeline.plan import class_slug
 from labeling_pipeline.sample.dataset import write_sample
 from labeling_pipeline.sample.scenes import draw_scene
@@ -35,6 +38,16 @@ def put(path: Path, seed: int, quality: int = 92, size: tuple[int, int] = (120, 
     return path
 
 
+def inventory(
+    store: AnnotationStore, root: Path, plan_classes: Sequence[str] = (), **settings: Any
+) -> InventorySummary:
+    return update_inventory(store, open_source(root), plan_classes, SourceSettings(**settings))
+
+
+def cleaned(store: AnnotationStore, root: Path, rules: CleaningRules = RULES) -> CleaningSummary:
+    return clean(store, open_source(root), rules)
+
+
 def rows(store: AnnotationStore, sql: str) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in store.query(sql).to_pylist()]
 
@@ -59,15 +72,14 @@ def images(store: AnnotationStore) -> list[tuple[Any, ...]]:
 
 def test_the_sample_folder_is_inventoried_and_cleaned(store: AnnotationStore, tmp_path: Path):
     sample = write_sample(tmp_path / "sample", images_per_class=3)
-    seen: list[tuple[int, int]] = []
-    inventory = update_inventory(store, sample.image_root, progress=lambda *at: seen.append(at))
-    assert inventory.added == inventory.files.total == sample.files
-    assert seen == [(i + 1, inventory.read) for i in range(inventory.read)]
-    assert inventory.files.statuses["skipped"] == 3
-    assert len(inventory.classes_added) == 10
+    found = inventory(store, sample.image_root)
+    assert found.added == found.files.total == sample.files
+    assert found.files.statuses == {"new": sample.files - 3, "skipped": 3}
+    assert found.classes_affected == found.classes_added
+    assert len(found.classes_added) == 10
 
-    cleaning = clean(store, sample.image_root, RULES)
-    assert cleaning.decoded == cleaning.images == inventory.read - 2
+    cleaning = cleaned(store, sample.image_root)
+    assert cleaning.images == sample.files - 3 - 2
     assert cleaning.files.reasons == {
         "blank": 1,
         "empty_file": 1,
@@ -97,50 +109,56 @@ def test_a_second_run_reads_and_decodes_nothing_and_changes_no_row(
         put(root / f"cats/{seed}.jpg", seed)
     put(root / "cats/0_worse.jpg", 0, quality=40)
     (root / "cats/broken.jpg").write_bytes(b"broken")
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     written = store.path.stat().st_mtime_ns
     before = (image_ids(store), images(store))
 
-    inventory, cleaning = update_inventory(store, root), clean(store, root, RULES)
-    assert (inventory.read, inventory.added, inventory.changed, inventory.removed) == (0, 0, 0, 0)
+    found, cleaning = inventory(store, root), cleaned(store, root)
+    assert (found.added, found.changed, found.removed) == (0, 0, 0)
+    assert found.classes_affected == ()
     assert (cleaning.decoded, cleaning.judged_anew) == (0, 0)
     assert (image_ids(store), images(store)) == before
     assert store.path.stat().st_mtime_ns == written, "nothing due, yet the store was written"
 
 
-def test_only_new_and_changed_files_are_read(store: AnnotationStore, root: Path):
+def test_only_new_and_changed_files_are_new_to_cleaning(store: AnnotationStore, root: Path):
     for seed in range(3):
         put(root / f"cats/{seed}.jpg", seed)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     put(root / "cats/1.jpg", 11)
     put(root / "dogs/3.jpg", 3)
-    inventory = update_inventory(store, root)
-    assert (inventory.read, inventory.added, inventory.changed) == (2, 1, 1)
-    assert clean(store, root, RULES).decoded == 2
+    found = inventory(store, root)
+    assert (found.added, found.changed, found.files.statuses["new"]) == (1, 1, 2)
+    assert found.classes_affected == ("cats", "dogs")
+    assert cleaned(store, root).files.statuses == {"accepted": 4}
 
 
-def test_a_file_that_was_only_touched_is_read_but_not_decoded(store: AnnotationStore, root: Path):
+def test_a_file_that_was_only_touched_is_read_again_and_stays_the_same_image(
+    store: AnnotationStore, root: Path
+):
     path = put(root / "cats/0.jpg", 0)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     os.utime(path, ns=(1, 1))
-    inventory = update_inventory(store, root)
-    assert (inventory.read, inventory.changed) == (1, 1)
-    assert clean(store, root, RULES).decoded == 0
+    before = images(store)
+    found = inventory(store, root)
+    assert (found.changed, found.files.statuses) == (1, {"new": 1})
+    cleaned(store, root)
+    assert images(store) == before
 
 
 def test_a_moved_file_keeps_its_image(store: AnnotationStore, root: Path):
     path = put(root / "cats/0.jpg", 0)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     before = images(store)
     (root / "dogs").mkdir()
     path.rename(root / "dogs/moved.jpg")
-    inventory = update_inventory(store, root)
-    assert (inventory.added, inventory.removed) == (1, 1)
-    assert clean(store, root, RULES).decoded == 0
+    found = inventory(store, root)
+    assert (found.added, found.removed) == (1, 1)
+    cleaned(store, root)
     assert images(store) == before
     assert image_ids(store) == {"dogs/moved.jpg": before[0][0]}
 
@@ -150,16 +168,16 @@ def test_an_image_without_a_file_remains_and_is_known_when_it_comes_back(
 ):
     path = put(root / "cats/0.jpg", 0)
     put(root / "cats/1.jpg", 1)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     data = path.read_bytes()
     path.unlink()
-    assert update_inventory(store, root).removed == 1
-    assert clean(store, root, RULES).images == 1
+    assert inventory(store, root).removed == 1
+    assert cleaned(store, root).images == 1
     assert len(images(store)) == 2
     path.write_bytes(data)
-    update_inventory(store, root)
-    assert clean(store, root, RULES).decoded == 0
+    inventory(store, root)
+    assert cleaned(store, root).decoded == 0
     assert set(statuses(store).values()) == {"accepted"}
 
 
@@ -168,22 +186,22 @@ def test_a_gone_image_does_not_stand_in_the_way_of_its_near_duplicate(
 ):
     put(root / "cats/copy.jpg", 0, quality=40)
     best = put(root / "cats/best.jpg", 0)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     assert statuses(store) == {"cats/best.jpg": "accepted", "cats/copy.jpg": "near_duplicate"}
     best.unlink()
-    update_inventory(store, root)
-    assert clean(store, root, RULES).judged_anew == 1
+    inventory(store, root)
+    assert cleaned(store, root).judged_anew == 1
     assert statuses(store) == {"cats/copy.jpg": "accepted"}
 
 
 def test_a_better_copy_takes_the_place_of_the_one_kept_before(store: AnnotationStore, root: Path):
     put(root / "cats/small.jpg", 0)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     put(root / "dogs/large.jpg", 0, size=(240, 180))
-    update_inventory(store, root)
-    summary = clean(store, root, RULES)
+    inventory(store, root)
+    summary = cleaned(store, root)
     assert (summary.decoded, summary.judged_anew) == (1, 1)
     assert summary.files.not_accepted == (
         FileNote(
@@ -199,8 +217,8 @@ def test_a_changed_threshold_judges_anew_without_decoding(store: AnnotationStore
     put(root / "cats/small.jpg", 0, size=(60, 45))
     put(root / "cats/large.jpg", 1)
     put(root / "cats/large_copy.jpg", 1, quality=40)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     numbers = rows(store, "SELECT image_id, image_number FROM images ORDER BY ALL")
     for rules, expected in (
         (RULES, ["near_duplicate"]),
@@ -210,21 +228,21 @@ def test_a_changed_threshold_judges_anew_without_decoding(store: AnnotationStore
         (CleaningRules(max_aspect=1), ["extreme_aspect"] * 3),
         (RULES, ["near_duplicate"]),
     ):
-        summary = clean(store, root, rules)
+        summary = cleaned(store, root, rules)
         assert summary.decoded == 0
         assert sorted(note.reason for note in summary.files.not_accepted) == expected
     assert rows(store, "SELECT image_id, image_number FROM images ORDER BY ALL") == numbers
     put(root / "cats/new.jpg", 2)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     highest = rows(store, "SELECT max(image_number) FROM images")
     assert highest == [(4,)], "judging anew should use up no numbers"
 
 
 def test_the_measurements_are_stored(store: AnnotationStore, root: Path):
     put(root / "cats/0.jpg", 0)
-    update_inventory(store, root)
-    clean(store, root, RULES)
+    inventory(store, root)
+    cleaned(store, root)
     (row,) = store.query("SELECT * FROM images").to_pylist()
     assert (row["width_px"], row["height_px"], row["format"], row["mode"]) == (
         *(120, 90),
@@ -239,8 +257,8 @@ def test_equal_contents_are_one_image_and_the_first_path_stands_for_it(
 ):
     put(root / "dogs/b.jpg", 0)
     put(root / "cats/a.jpg", 0)
-    update_inventory(store, root)
-    assert clean(store, root, RULES).images == 1
+    inventory(store, root)
+    assert cleaned(store, root).images == 1
     assert statuses(store) == {"cats/a.jpg": "accepted", "dogs/b.jpg": "exact_duplicate"}
 
 
@@ -248,10 +266,10 @@ def test_a_file_that_vanished_since_the_inventory_stays_new(store: AnnotationSto
     put(root / "cats/0.jpg", 0)
     gone = put(root / "cats/1.jpg", 1)
     changed = put(root / "cats/2.jpg", 2)
-    update_inventory(store, root)
+    inventory(store, root)
     gone.unlink()
     put(changed, 3)
-    summary = clean(store, root, RULES)
+    summary = cleaned(store, root)
     assert (summary.decoded, summary.unread) == (1, 2)
     assert summary.files.statuses == {"accepted": 1, "new": 2}
 
@@ -259,9 +277,9 @@ def test_a_file_that_vanished_since_the_inventory_stays_new(store: AnnotationSto
 def test_a_copy_is_measured_where_the_first_file_has_vanished(store: AnnotationStore, root: Path):
     put(root / "cats/a.jpg", 0)
     put(root / "cats/b.jpg", 0)
-    update_inventory(store, root)
+    inventory(store, root)
     (root / "cats/a.jpg").unlink()
-    assert clean(store, root, RULES).decoded == 1
+    assert cleaned(store, root).decoded == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -269,9 +287,9 @@ def test_a_file_without_permission_is_tried_again_each_time(store: AnnotationSto
     path = put(root / "cats/0.jpg", 0)
     path.chmod(0)
     for _ in range(2):
-        assert update_inventory(store, root).files.reasons == {"unreadable": 1}
+        assert inventory(store, root).files.reasons == {"unreadable": 1}
     path.chmod(0o600)
-    assert update_inventory(store, root).files.statuses == {"new": 1}
+    assert inventory(store, root).files.statuses == {"new": 1}
 
 
 def test_classes_come_from_the_plan_then_from_folders_and_retire_without_files(
@@ -281,16 +299,16 @@ def test_classes_come_from_the_plan_then_from_folders_and_retire_without_files(
     put(root / "ant/1.jpg", 1)
     (root / "notes").mkdir()
     (root / "notes/read.txt").write_text("no image, no class")
-    first = update_inventory(store, root, ["walrus", "Große Katze"])
+    first = inventory(store, root, ["walrus", "Große Katze"])
     assert first.classes_added == ("walrus", class_slug("Große Katze"), "ant", "zebra")
     assert not any(classes(store).values())
 
     data = zebra.read_bytes()
     zebra.unlink()
-    second = update_inventory(store, root, ["walrus"])
+    second = inventory(store, root, ["walrus"])
     assert second.classes_retired == (first.classes_added[1], "zebra")
     zebra.write_bytes(data)
-    third = update_inventory(store, root, ["walrus"])
+    third = inventory(store, root, ["walrus"])
     assert third.classes_returned == ("zebra",)
     assert list(classes(store)) == list(first.classes_added)
     assert [slug for slug, retired in classes(store).items() if retired] == [first.classes_added[1]]
@@ -304,7 +322,7 @@ def test_a_file_in_no_folder_belongs_to_the_root_or_with_a_plan_to_no_class_of_i
 ):
     put(root / "0.jpg", 0)
     put(root / "dogs/1.jpg", 1)
-    update_inventory(store, root, plan_classes)
+    inventory(store, root, plan_classes)
     assert rows(store, "SELECT path, class FROM dataset_files ORDER BY path") == [
         ("0.jpg", expected),
         ("dogs/1.jpg", "dogs"),
@@ -316,28 +334,31 @@ def test_a_plan_that_begins_to_name_classes_moves_files_without_reading_them(
     store: AnnotationStore, root: Path
 ):
     put(root / "0.jpg", 0)
-    update_inventory(store, root)
-    summary = update_inventory(store, root, ["cats"])
-    assert (summary.read, summary.changed) == (0, 1)
+    inventory(store, root)
+    cleaned(store, root)
+    before = image_ids(store)
+    summary = inventory(store, root, ["cats"])
+    assert (summary.changed, summary.classes_affected) == (1, ("cats",))
+    assert image_ids(store) == before
     assert classes(store) == {"pets": True, "cats": False}
 
 
 def test_a_class_keeps_its_display_name(store: AnnotationStore, root: Path):
     put(root / "Große Katzen/0.jpg", 0)
-    update_inventory(store, root)
+    inventory(store, root)
     assert rows(store, "SELECT display_name FROM classes") == [("Große Katzen",)]
 
 
 def test_two_classes_with_one_key_are_refused(store: AnnotationStore, root: Path):
-    slug = update_inventory(store, put(root / "Cats!/0.jpg", 0).parents[1]).classes_added[0]
+    slug = inventory(store, put(root / "Cats!/0.jpg", 0).parents[1]).classes_added[0]
     put(root / slug / "1.jpg", 1)
-    with pytest.raises(ConfigurationError, match="rename one of the folders"):
-        update_inventory(store, root)
+    with pytest.raises(ConfigurationError, match="rename one of them"):
+        inventory(store, root)
 
 
 def test_a_missing_root_leaves_the_store_as_it_was(store: AnnotationStore, root: Path):
     put(root / "cats/0.jpg", 0)
-    update_inventory(store, root)
+    inventory(store, root)
     with pytest.raises(ConfigurationError, match="does not exist"):
-        update_inventory(store, root / "elsewhere")
+        inventory(store, root / "elsewhere")
     assert list(image_ids(store)) == ["cats/0.jpg"]

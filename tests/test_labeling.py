@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.asks import class_names, model_keys
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.errors import ConfigurationError, ModelError
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import ClassSummary, ask, label_class
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, parse_plan
@@ -36,6 +38,7 @@ class Project:
     def __init__(self, folder: Path, script: dict[str, Any], entry: str, batch_size: int) -> None:
         self.root = folder / "images"
         self.root.mkdir()
+        self.source = open_source(self.root)
         self.log = folder / "asked.jsonl"
         script_file = folder / "script.json"
         script_file.write_text(json.dumps(script | {"log": str(self.log)}))
@@ -47,15 +50,15 @@ class Project:
         self.store = AnnotationStore(folder / "home" / "annotations.duckdb")
 
     def ingest(self, store: AnnotationStore | None = None) -> None:
-        update_inventory(store or self.store, self.root, self.plan.class_names)
-        clean(store or self.store, self.root, RULES)
+        update_inventory(store or self.store, self.source, self.plan.class_names)
+        clean(store or self.store, self.source, RULES)
 
     def label(
         self, slug: str, store: AnnotationStore | None = None, **options: Any
     ) -> ClassSummary:
         entry = self.plan.entry("object")
         return label_class(
-            store or self.store, self.plan, entry, slug, self.root, "run-1", **options
+            store or self.store, self.plan, entry, slug, self.source, "run-1", **options
         )
 
     def asked(self) -> int:
@@ -382,7 +385,7 @@ def two_steps(tmp_path: Path, **classes: int) -> Project:
 
 def pose(project: Project, slug: str) -> ClassSummary:
     entry = project.plan.entry("pose")
-    return label_class(project.store, project.plan, entry, slug, project.root, "run-2")
+    return label_class(project.store, project.plan, entry, slug, project.source, "run-2")
 
 
 def test_an_entry_in_two_steps_looks_closely_at_what_another_entry_found(tmp_path: Path):
@@ -476,7 +479,7 @@ def named_by_another(tmp_path: Path, words: str, vocabulary: list[str] | None = 
 
 def things(project: Project) -> ClassSummary:
     entry = project.plan.entry("thing")
-    return label_class(project.store, project.plan, entry, "zoo", project.root, "run-2")
+    return label_class(project.store, project.plan, entry, "zoo", project.source, "run-2")
 
 
 WORD = "<|object_ref_start|>{}<|object_ref_end|><|box_start|><1><2><300><400><|box_end|>"

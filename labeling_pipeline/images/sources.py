@@ -14,8 +14,7 @@ Reasons why a file does not count: ``hidden_file`` (a name or folder that starts
 circles), ``not_a_file`` (pipes and the like), ``unreadable_folder``, ``undecodable_name`` (bytes
 that are not UTF-8), ``unsafe_name`` (a part that is empty, ``.`` or ``..``).
 
-Reasons why the bytes of one cannot be had: ``vanished``, ``changed`` (since the scan, or while it
-was read), ``not_a_file``, ``file_too_large``, ``unreadable``.
+Reasons why the bytes of one cannot be had: those of `labeling_pipeline.images.opening`.
 """
 
 import calendar
@@ -45,16 +44,8 @@ from labeling_pipeline.errors import (
     MissingDependencyError,
     SourceError,
 )
-
-IMAGE_EXTENSIONS = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k", ".jpx"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
-    }
-)
-MAX_FILE_BYTES = 512 * 2**20
-"""A larger file is not read: it would fill the memory before a decoder could refuse it."""
+from labeling_pipeline.images.opening import VANISHED, Stamp, check_stamp, read_file
+from labeling_pipeline.images.reading import EXTENSIONS
 
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _SYSTEM_FOLDERS = frozenset(
@@ -118,20 +109,6 @@ def _option_names(options: Mapping[str, Any]) -> Iterator[str]:
         yield str(name).lower()
         if isinstance(value, Mapping):
             yield from _option_names(value)
-
-
-class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was seen."""
-
-    size_bytes: int
-    mtime_ns: int  # 0 where the storage does not say
-    etag: str | None = None  # what the storage calls this very content; None: it does not
-
-    def differs(self, other: "Stamp") -> bool:
-        """Whether the content may be another. Times count only where contents have no names."""
-        if self.etag is not None or other.etag is not None:
-            return (self.size_bytes, self.etag) != (other.size_bytes, other.etag)
-        return self != other
 
 
 class FoundFile(NamedTuple):
@@ -268,7 +245,7 @@ class FolderSource:
     @property
     def name(self) -> str:
         """The last part of its path."""
-        return unicodedata.normalize("NFC", self.path.name) or "images"
+        return unicodedata.normalize("NFC", self.path.name) or "root"
 
     @property
     def folder(self) -> Path | None:
@@ -287,24 +264,7 @@ class FolderSource:
 
     def read(self, path: str, expected: Stamp | None = None) -> bytes:
         """See `ImageSource`."""
-        try:
-            # Opening a pipe that took the file's place would wait for a writer.
-            descriptor = os.open(self.path / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as file:
-                before = os.fstat(descriptor)
-                if not stat.S_ISREG(before.st_mode):
-                    raise ImageError("not_a_file", "it is a folder, a pipe or a device")
-                _check_stamp(Stamp(before.st_size, before.st_mtime_ns), expected)
-                # A byte more than there should be: a file that grows shows.
-                data = file.read(before.st_size + 1)
-                after = os.fstat(descriptor)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise ImageError("vanished", _VANISHED) from error
-            raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
-        if (len(data), after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise ImageError("changed", "the file changed while it was read")
-        return data
+        return read_file(self.path / path, expected)
 
     def locate(self, path: str) -> str:
         """See `ImageSource`."""
@@ -315,21 +275,6 @@ class FolderSource:
         if "://" in name:
             return _read_url(name, {})
         return _read_file((self.path / name).resolve())
-
-
-_VANISHED = "the file is not there any more; the next inventory drops it"
-
-
-def _check_stamp(now: Stamp, expected: Stamp | None) -> None:
-    if expected is not None and now.differs(expected):
-        raise ImageError(
-            "changed", "the file changed since the inventory; the next one takes it up anew"
-        )
-    if now.size_bytes > MAX_FILE_BYTES:
-        raise ImageError(
-            "file_too_large",
-            f"{now.size_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES // 2**20} are read",
-        )
 
 
 def _read_file(path: Path) -> bytes:
@@ -422,7 +367,7 @@ class UrlSource:
         inside = urlsplit(links[0]).path if "://" in links[0] else ""
         last = (inside or links[-1]).rstrip("/").rpartition("/")[2]
         name = last.partition(".")[0] if len(links) > 1 and not inside else last
-        return unicodedata.normalize("NFC", name) or "images"
+        return unicodedata.normalize("NFC", name) or "root"
 
     @property
     def folder(self) -> Path | None:
@@ -448,12 +393,12 @@ class UrlSource:
         name = posixpath.join(base, path)
         try:
             if expected is not None:
-                _check_stamp(_stamp(_retried(files.info, name)), expected)
+                check_stamp(_stamp(_retried(files.info, name)), expected)
             data = _retried(files.cat_file, name)
         except ImageError:
             raise
         except FileNotFoundError as error:
-            raise ImageError("vanished", _VANISHED) from error
+            raise ImageError("vanished", VANISHED) from error
         # Archives and storages raise nearly anything for one file that they cannot give.
         except Exception as error:
             if _may_pass(error):
@@ -703,7 +648,7 @@ def _folder_reason(name: str) -> str | None:
 
 def _extension_reason(name: str) -> str | None:
     extension = posixpath.splitext(name)[1].lower()
-    return None if extension in IMAGE_EXTENSIONS else "not_an_image"
+    return None if extension in EXTENSIONS else "not_an_image"
 
 
 def _class_name(folder: str, reason: str | None) -> str | None:
