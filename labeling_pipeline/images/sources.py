@@ -36,7 +36,13 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
 
 from labeling_pipeline.errors import (
     ConfigurationError,
@@ -155,7 +161,7 @@ class ImageSource(Protocol):
 
         Returns:
             Columns as in `LISTING`. Sizes and times of links are those of what they point to, or 0
-            where that is not looked at.
+            where that is not looked at; what the storage does not say is as in `Stamp`.
 
         Raises:
             ConfigurationError: there is nothing of that name, or it may not be listed.
@@ -404,7 +410,7 @@ class UrlSource:
             if _may_pass(error):
                 raise self._unreachable(error) from error
             raise ImageError("unreadable", f"the file cannot be read: {_told(error)}") from error
-        if expected is not None and len(data) != expected.size_bytes:
+        if expected is not None and expected.size_bytes not in (-1, len(data)):
             raise ImageError("changed", "the file changed while it was read")
         return data
 
@@ -554,7 +560,8 @@ def _folder_of(folder: str, is_top: bool) -> tuple[str | None, str | None]:
 def _stamp(info: Mapping[str, Any]) -> Stamp:
     etag = next((str(info[key]) for key in _ETAGS if info.get(key) is not None), None)
     time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
-    return Stamp(int(info.get("size") or 0), _nanoseconds(time), etag)
+    size = info.get("size")
+    return Stamp(-1 if size is None else int(size), _nanoseconds(time), etag)
 
 
 # What file systems call it: S3 and HTTP, Azure, Google; ZIP has a checksum.
@@ -574,7 +581,8 @@ def _nanoseconds(time: Any) -> int:
             return _nanoseconds(datetime.fromisoformat(time))
         if isinstance(time, tuple):
             return calendar.timegm((*time, 0, 0, 0)) * 10**9
-        return int(time * 1e9) if isinstance(time, int | float) else 0
+        # One file may be listed with a float and described with a datetime.
+        return round(time * 1e6) * 1000 if isinstance(time, int | float) else 0
     except (ValueError, OverflowError):
         return 0
 
@@ -608,8 +616,9 @@ def _may_pass(error: BaseException) -> bool:
 def _retried(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
     attempts = Retrying(
         retry=retry_if_exception(_may_pass),
-        wait=wait_exponential_jitter(initial=0.1, max=5),
-        stop=stop_after_attempt(5),
+        wait=wait_exponential_jitter(initial=0.2, max=2, jitter=0.2),
+        # Some libraries try again themselves before they give up.
+        stop=stop_after_attempt(5) | stop_after_delay(5),
         reraise=True,
     )
     return attempts(call, *args, **named)

@@ -19,8 +19,8 @@ CREATE TABLE dataset_files (
     path VARCHAR PRIMARY KEY,           -- relative to the root of the source, '/' as separator
     class VARCHAR,
     image_id VARCHAR,                   -- NULL for a skipped file, and for one not read since it came
-    size_bytes BIGINT NOT NULL,
-    mtime_ns BIGINT NOT NULL,           -- 0 where the storage does not say
+    size_bytes BIGINT NOT NULL,         -- -1 where the storage does not say
+    mtime_ns BIGINT NOT NULL,           -- 0 where it does not
     etag VARCHAR,                       -- what the storage calls this content; NULL: it does not
     skipped_reason VARCHAR              -- hidden_file, not_an_image, ...; NULL: the file counts
 );
