@@ -148,28 +148,29 @@ CREATE TABLE action_predictions (
 
 -- A file counts once per content: the first path in alphabetical order stands for all its copies.
 CREATE VIEW files AS
+WITH copied AS (
+    SELECT image_id, min(path) AS first_path FROM dataset_files
+    WHERE skipped_reason IS NULL AND image_id IS NOT NULL
+    GROUP BY image_id HAVING count(*) > 1
+)
 SELECT
     f.path, f.class, f.image_id, f.size_bytes, f.mtime_ns, i.image_number,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN 'skipped'
-        WHEN row_number() OVER same_content > 1 THEN 'rejected'
+        WHEN c.first_path <> f.path THEN 'rejected'
         ELSE coalesce(i.status, 'new')
     END AS status,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN f.skipped_reason
-        WHEN row_number() OVER same_content > 1 THEN 'exact_duplicate'
+        WHEN c.first_path <> f.path THEN 'exact_duplicate'
         ELSE i.reason
     END AS reason,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN NULL
-        WHEN row_number() OVER same_content > 1
-            THEN 'same content as ' || first_value(f.path) OVER same_content
+        WHEN c.first_path <> f.path THEN 'same content as ' || c.first_path
         ELSE i.detail
     END AS detail
-FROM dataset_files f LEFT JOIN images i USING (image_id)
-WINDOW same_content AS (
-    PARTITION BY f.skipped_reason IS NULL, coalesce(f.image_id, f.path) ORDER BY f.path
-);
+FROM dataset_files f LEFT JOIN images i USING (image_id) LEFT JOIN copied c USING (image_id);
 
 -- Which accepted image belongs to which class, with the one path that stands for it.
 CREATE VIEW class_images AS
