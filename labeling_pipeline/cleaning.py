@@ -1,35 +1,44 @@
-"""Measure the images that are new, and judge all that the dataset has.
+"""Measure the files that are new, and judge all images that the dataset has.
 
-An image whose content was measured once is never decoded again, wherever its file lies and
-whatever the rules say later. Everything is computed before the store is opened for writing.
+One pass over each new file gives its content, its measurements and its fingerprint; what was
+measured is committed every few seconds, so that a crash costs those. Judging and the search for
+near duplicates need only what is stored: a changed threshold reads no file again, and where nothing
+changed nothing is judged.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TypeVar
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from labeling_pipeline.errors import ImageError
-from labeling_pipeline.images.cleaning import (
+from labeling_pipeline.images.duplicates import represent
+from labeling_pipeline.images.hashing import FINGERPRINT_SIZE, unpack_fingerprints
+from labeling_pipeline.images.inspection import (
     ACCEPTED,
-    NEAR_DUPLICATE,
     REJECTED,
-    CleaningRules,
     ImageRecord,
-    inspect_image,
-    judge,
-    near_duplicates,
+    Inspected,
+    Job,
+    inspect_files,
 )
-from labeling_pipeline.images.sources import ImageSource, Stamp
+from labeling_pipeline.images.opening import Stamp
+from labeling_pipeline.images.quality import CHECKS, NEAR_DUPLICATE, CleaningRules, failed_checks
+from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.inventory import FileReport, report_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_COMMIT_FILES, _COMMIT_S = 2000, 5.0
+_READ_AHEAD = 8
+_BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,11 @@ class CleaningSummary:
 
     files: FileReport
     images: int  # distinct contents that files of the dataset have
-    decoded: int
-    judged_anew: int  # known images whose verdict or cluster changed
-    unread: int  # files that vanished or changed since the inventory; they stay new
+    decoded: int  # files that were decoded, or at least tried
+    judged_anew: int  # images that had a verdict, and have another one or another cluster
+    unread: int  # files that could not be read; they are tried again each time
+    flags: dict[str, int]  # check that only flags -> images
+    clusters: int  # of more than one image that look alike
 
 
 def clean(
@@ -51,118 +62,280 @@ def clean(
 ) -> CleaningSummary:
     """Measure the files that are new, and judge all images that the dataset has.
 
+    Exact duplicates are one image with several files; the view ``files`` tells them apart.
+    Images without a file stay as they were judged last, and stand in nobody's way.
+
+    Args:
+        store: its ``dataset_files`` say which files there are.
+        source: where they are.
+        rules: thresholds; changed ones judge anew without decoding.
+        progress: told of every file that is read.
+
     Raises:
+        ConfigurationError: the processes that decode cannot be started.
         SourceError: the storage could not be reached.
         StoreBusyError: the store is held by another process.
     """
-    due = store.query(
-        "SELECT path, size_bytes, mtime_ns, etag FROM dataset_files "
-        "WHERE image_id IS NULL AND skipped_reason IS NULL ORDER BY path"
+    decoded, unread = _measure(store, source, progress)
+    judged_anew = _judge(store, rules)
+    flags = store.query(
+        f"SELECT flag, count(*) AS images FROM (SELECT unnest(flags) AS flag FROM {_PRESENT}) "
+        "GROUP BY flag ORDER BY images DESC, flag"
     ).to_pylist()
-    inspected = _parallel(lambda row: _inspect(source, row), due, progress)
-    read = [(row, one) for row, one in zip(due, inspected, strict=True) if one is not None]
-    if read:
-        with store.transaction() as tx:
-            for row, record in read:
-                tx.execute(
-                    "UPDATE dataset_files SET image_id = ? WHERE path = ?",
-                    [record.image_id, row["path"]],
-                )
-    paths: dict[str, list[str]] = {}
-    for row in store.query(
-        "SELECT path, image_id FROM dataset_files WHERE image_id IS NOT NULL ORDER BY path"
-    ).to_pylist():
-        paths.setdefault(row["image_id"], []).append(row["path"])
-    known = {record.image_id: record for record in _stored_images(store)}
-    new = {one.image_id: one for _, one in read if one.image_id not in known}
-
-    present = [
-        new.get(image_id) or known[image_id]
-        for image_id in paths
-        if image_id in new or image_id in known
-    ]
-    verdicts = _judge_all(present, rules, {image_id: where[0] for image_id, where in paths.items()})
-    changed = [v for v in verdicts if v.image_id in known and v != known[v.image_id]]
-
-    if new or changed:
-        with store.transaction() as tx:
-            measured = [asdict(verdict) for verdict in verdicts if verdict.image_id in new]
-            # Another process may have measured the same images in between.
-            tx.insert("images", measured, replace=True)
-            numbers = {
-                row["image_id"]: row["image_number"]
-                for row in tx.query("SELECT image_id, image_number FROM images").to_pylist()
-            }
-            # With its number, an update draws none from the sequence.
-            tx.insert(
-                "images",
-                [{**asdict(v), "image_number": numbers[v.image_id]} for v in changed],
-                replace=True,
-            )
+    (counted,) = store.query(
+        f"""
+        SELECT
+            (SELECT count(*) FROM {_PRESENT}) AS images,
+            (SELECT count(*) FROM (
+                SELECT cluster FROM {_PRESENT} GROUP BY cluster
+                HAVING cluster IS NOT NULL AND count(*) > 1
+            )) AS clusters
+        """
+    ).to_pylist()
     return CleaningSummary(
         files=report_files(store),
-        images=len(paths),
-        decoded=len(new),
-        judged_anew=len(changed),
-        unread=len(due) - len(read),
+        images=counted["images"],
+        decoded=decoded,
+        judged_anew=judged_anew,
+        unread=unread,
+        flags={row["flag"]: row["images"] for row in flags},
+        clusters=counted["clusters"],
     )
 
 
-def _stored_images(store: AnnotationStore) -> Iterator[ImageRecord]:
-    columns = ", ".join(field.name for field in fields(ImageRecord))
-    table = store.query(f"SELECT {columns} FROM images")
-    return (ImageRecord(**row) for row in table.to_pylist())
+# Measuring --------------------------------------------------------------------------------------
+
+# With the contents of each file's size, so that one that was moved is known by its bytes. Formats
+# without compression give one size to many, and then knowing is not worth listing them.
+_DUE = """
+WITH known AS (
+    SELECT size_bytes, list(image_id) AS image_ids FROM images
+    WHERE size_bytes IS NOT NULL GROUP BY size_bytes HAVING count(*) <= 16
+)
+SELECT f.path, f.size_bytes, f.mtime_ns, f.etag, k.image_ids
+FROM dataset_files f
+LEFT JOIN images i USING (image_id)
+LEFT JOIN known k ON k.size_bytes = f.size_bytes
+WHERE f.skipped_reason IS NULL AND i.size_bytes IS NULL
+ORDER BY f.path
+"""
 
 
-def _inspect(source: ImageSource, row: dict) -> ImageRecord | None:
+def _measure(
+    store: AnnotationStore, source: ImageSource, progress: Progress | None
+) -> tuple[int, int]:
+    """Read all files that are due; how many were decoded, how many could not be read."""
+    due = store.query(_DUE)
+    decoded = unread = 0
+    unsaved = _Unsaved(store)
+    for done, result in enumerate(_inspected(source, due), 1):
+        unsaved.add(result)
+        decoded += result.record is not None
+        unread += result.problem is not None
+        if progress is not None:
+            progress(done, len(due))
+    unsaved.save()
+    return decoded, unread
+
+
+def _inspected(source: ImageSource, due: pa.Table) -> Iterator[Inspected]:
+    rows = (row for batch in due.to_batches(_BATCH) for row in batch.to_pylist())
+    folder = source.folder
+    if folder is not None:
+        yield from inspect_files(
+            Job(row["path"], folder / row["path"], _stamp(row), tuple(row["image_ids"] or ()))
+            for row in rows
+        )
+        return
+    unread: deque[Inspected] = deque()
+    for result in inspect_files(_read_here(source, rows, unread)):
+        yield result
+        while unread:
+            yield unread.popleft()
+    yield from unread
+
+
+def _read_here(
+    source: ImageSource, rows: Iterator[dict[str, Any]], unread: deque[Inspected]
+) -> Iterator[Job]:
+    """Jobs with the bytes of files from elsewhere, read in threads while others are decoded."""
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        reading: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
+        try:
+            for row in rows:
+                reading.append((row, pool.submit(source.read, row["path"], _stamp(row))))
+                if len(reading) == _READ_AHEAD:
+                    yield from _read(*reading.popleft(), unread)
+            while reading:
+                yield from _read(*reading.popleft(), unread)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(row: dict[str, Any], reading: "Future[bytes]", unread: deque[Inspected]) -> Iterator[Job]:
     try:
-        stamp = Stamp(row["size_bytes"], row["mtime_ns"], row["etag"])
-        return inspect_image(source.read(row["path"], stamp))
-    except ImageError:
-        return None
+        yield Job(row["path"], reading.result(), known=tuple(row["image_ids"] or ()))
+    except ImageError as error:
+        unread.append(Inspected(row["path"], problem=(error.reason, error.detail)))
 
 
-def _judge_all(
-    records: Sequence[ImageRecord], rules: CleaningRules, path_of: dict[str, str]
-) -> list[ImageRecord]:
-    """The records with their status, reason, detail and cluster under the rules."""
-    verdicts: dict[str, ImageRecord] = {}
-    good: list[ImageRecord] = []
-    for record in records:
-        problem = judge(record, rules)
-        if problem is None:
-            good.append(record)
+def _stamp(row: dict[str, Any]) -> Stamp:
+    return Stamp(row["size_bytes"], row["mtime_ns"], row["etag"])
+
+
+@dataclass
+class _Unsaved:
+    """Results that are not in the store yet."""
+
+    store: AnnotationStore
+    files: list[dict[str, Any]] = field(default_factory=list)
+    records: dict[str, tuple[str, ImageRecord]] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, result: Inspected) -> None:
+        """Take a result, and save all if there are many or some are old."""
+        reason, detail = result.problem or (None, None)
+        self.files.append(
+            {
+                "path": result.key,
+                "image_id": result.image_id,
+                "unread_reason": reason,
+                "unread_detail": detail,
+            }
+        )
+        if result.record is not None:
+            path, _ = self.records.get(result.record.image_id, (result.key, None))
+            self.records[result.record.image_id] = min(path, result.key), result.record
+        if len(self.files) >= _COMMIT_FILES or time.monotonic() - self.since >= _COMMIT_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write what there is in one transaction."""
+        if self.files:
+            files = pa.Table.from_pylist(self.files, _FILES)
+            # Numbers in the order of paths, whichever process was faster.
+            records = sorted(self.records.values(), key=lambda one: one[0])
+            with self.store.transaction() as tx:
+                tx.insert("images", [asdict(record) for _, record in records], replace=True)
+                tx.execute(
+                    "UPDATE dataset_files SET image_id = read.image_id, "
+                    "unread_reason = read.unread_reason, unread_detail = read.unread_detail "
+                    "FROM read WHERE dataset_files.path = read.path",
+                    tables={"read": files},
+                )
+        self.files, self.records, self.since = [], {}, time.monotonic()
+
+
+_FILES = pa.schema(
+    {name: pa.string() for name in ("path", "image_id", "unread_reason", "unread_detail")}
+)
+
+
+# Judging ----------------------------------------------------------------------------------------
+
+# The images that files of the dataset have, with the path that stands for each.
+_PRESENT = """(
+    SELECT i.*, f.path FROM images i JOIN (
+        SELECT image_id, min(path) AS path FROM dataset_files
+        WHERE image_id IS NOT NULL AND skipped_reason IS NULL GROUP BY image_id
+    ) f USING (image_id)
+)"""
+# Best first, as near duplicates want them. A fingerprint is hex with a colon.
+_TO_JUDGE = f"""
+SELECT
+    image_id, path, width_px, height_px, brightness, contrast, sharpness, entropy,
+    unhex(replace(perceptual_hash, ':', '')) AS fingerprint,
+    cluster, status, reason, detail, flags
+FROM {_PRESENT}
+ORDER BY width_px::BIGINT * height_px DESC NULLS LAST, sharpness DESC, image_id
+"""
+_VERDICT = ("cluster", "status", "reason", "detail", "flags")
+_MEASURED = ("width_px", "height_px", "brightness", "contrast", "sharpness", "entropy")
+# Verdicts follow from the rules and from which images there are.
+_JUDGED = "judged"
+_STATE = f"""
+SELECT concat_ws(
+    ' ', $1, count(*), bit_xor(hash(image_id, path)), count_if(status = 'new')
+) AS state
+FROM {_PRESENT}
+"""
+
+
+def _judge(store: AnnotationStore, rules: CleaningRules) -> int:
+    """Bring the verdicts up to date; how many images had another one before."""
+    (state,) = store.query(_STATE, [rules.model_dump_json()])["state"].to_pylist()
+    before = store.query("SELECT value FROM meta WHERE key = $1", [_JUDGED])["value"].to_pylist()
+    if before == [state]:
+        return 0
+    images = store.query(_TO_JUDGE)
+    verdicts = _verdicts(images, rules)
+    stored = [images[name].to_pylist() for name in _VERDICT]
+    changed = [i for i, old in enumerate(zip(*stored, strict=True)) if old != verdicts[i]]
+    ids = images["image_id"].take(pa.array(changed, pa.int64())).to_pylist()
+    rows = [
+        {"image_id": image_id, **dict(zip(_VERDICT, verdicts[i], strict=True))}
+        for image_id, i in zip(ids, changed, strict=True)
+    ]
+    with store.transaction() as tx:
+        table = pa.Table.from_pylist(rows, _VERDICTS)
+        values = ", ".join(f"{name} = verdicts.{name}" for name in _VERDICT)
+        tx.execute(
+            f"UPDATE images SET {values} FROM verdicts WHERE images.image_id = verdicts.image_id",
+            tables={"verdicts": table},
+        )
+        (state,) = tx.query(_STATE, [rules.model_dump_json()])["state"].to_pylist()
+        tx.insert("meta", [{"key": _JUDGED, "value": state}], replace=True)
+    statuses = stored[_VERDICT.index("status")]
+    return sum(statuses[i] != "new" for i in changed)
+
+
+_VERDICTS = pa.schema(
+    {name: pa.string() for name in ("image_id", "cluster", "status", "reason", "detail")}
+    | {"flags": pa.list_(pa.string())}
+)
+
+
+def _verdicts(images: pa.Table, rules: CleaningRules) -> list[tuple[Any, ...]]:
+    """What `_VERDICT` names, of each image of `_TO_JUDGE`."""
+    count = len(images)
+    # Those that could not be decoded come last, and stay rejected for that.
+    measured = count - images["width_px"].null_count
+    columns = {name: images[name].slice(0, measured).to_numpy() for name in _MEASURED}
+    failed = failed_checks(columns, rules)
+    reasons = np.full(measured, "", dtype=object)
+    for name in reversed(CHECKS):
+        if name not in rules.only_flag:
+            reasons[failed[name]] = name
+    good = np.flatnonzero(reasons == "")
+    kept = good[_represented(images, good, columns, rules)]
+    kept_by = dict(zip(good.tolist(), kept.tolist(), strict=True))
+
+    ids, paths = images["image_id"].to_pylist(), images["path"].to_pylist()
+    flagging = [name for name in CHECKS if name in rules.only_flag]
+    verdicts: list[tuple[Any, ...]] = []
+    for i in range(measured):
+        flags = [name for name in flagging if failed[name][i]]
+        reason, detail, cluster = reasons[i] or None, None, None
+        if reason is not None:
+            one = {name: column[i] for name, column in columns.items()}
+            detail = CHECKS[reason].detail(one, rules)
         else:
-            verdicts[record.image_id] = _verdict(record, None, REJECTED, *problem)
-    stands_for = near_duplicates(good, rules) if rules.reject_near_duplicates else range(len(good))
-    for record, index in zip(good, stands_for, strict=True):
-        kept = good[index].image_id
-        if kept == record.image_id:
-            verdicts[record.image_id] = _verdict(record, kept, ACCEPTED)
-        else:
-            detail = f"looks like {path_of[kept]}, which is kept"
-            verdicts[record.image_id] = _verdict(record, kept, REJECTED, NEAR_DUPLICATE, detail)
-    return [verdicts[record.image_id] for record in records]
+            cluster = ids[kept_by[i]]
+            if kept_by[i] != i and NEAR_DUPLICATE in rules.only_flag:
+                flags.append(NEAR_DUPLICATE)
+            elif kept_by[i] != i:
+                reason = NEAR_DUPLICATE
+                detail = f"looks like {paths[kept_by[i]]}, which is kept"
+        verdicts.append((cluster, REJECTED if reason else ACCEPTED, reason, detail, flags))
+    rest = (images[name].slice(measured).to_pylist() for name in ("reason", "detail"))
+    verdicts += [(None, REJECTED, reason, detail, []) for reason, detail in zip(*rest, strict=True)]
+    return verdicts
 
 
-def _verdict(
-    record: ImageRecord,
-    cluster: str | None,
-    status: str,
-    reason: str | None = None,
-    detail: str | None = None,
-) -> ImageRecord:
-    return replace(record, cluster=cluster, status=status, reason=reason, detail=detail)
-
-
-def _parallel(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], progress: Progress | None
-) -> list[_Result]:
-    """Results in the order of the items. Threads suffice: hashing and decoding free the GIL."""
-    results: list[_Result] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(work, items):
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(items))
-    return results
+def _represented(
+    images: pa.Table, good: np.ndarray, columns: dict[str, np.ndarray], rules: CleaningRules
+) -> np.ndarray:
+    fingerprints = images["fingerprint"].take(pa.array(good)).combine_chunks()
+    packed = memoryview(fingerprints.buffers()[2])[: len(good) * FINGERPRINT_SIZE]
+    aspects = columns["width_px"][good] / columns["height_px"][good]
+    return represent(*unpack_fingerprints(packed), aspects, rules)

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 from labeling_pipeline.cleaning import CleaningSummary, clean
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.images.quality import CleaningRules
-from labeling_pipeline.images.sources import SourceSettings, open_source
+from labeling_pipeline.images.sources import FoundFile, SourceSettings, listing, open_source
 from labeling_pipeline.inventory import FileNote, InventorySummary, update_inventory
 from labeling_pipeline.plan import class_slug
 from labeling_pipeline.sample.dataset import write_sample
@@ -223,7 +224,7 @@ def test_a_changed_threshold_judges_anew_without_decoding(store: AnnotationStore
     for rules, expected in (
         (RULES, ["near_duplicate"]),
         (CleaningRules(min_side_px=50), ["near_duplicate", "too_small"]),
-        (CleaningRules(reject_near_duplicates=False), []),
+        (CleaningRules(only_flag=("near_duplicate",)), []),
         (CleaningRules(near_duplicate_difference=0, near_duplicate_distance=0), []),
         (CleaningRules(max_aspect=1), ["extreme_aspect"] * 3),
         (RULES, ["near_duplicate"]),
@@ -262,7 +263,7 @@ def test_equal_contents_are_one_image_and_the_first_path_stands_for_it(
     assert statuses(store) == {"cats/a.jpg": "accepted", "dogs/b.jpg": "exact_duplicate"}
 
 
-def test_a_file_that_vanished_since_the_inventory_stays_new(store: AnnotationStore, root: Path):
+def test_a_file_that_vanished_or_changed_since_the_inventory_is_rejected_for_that(store: AnnotationStore, root: Path):
     put(root / "cats/0.jpg", 0)
     gone = put(root / "cats/1.jpg", 1)
     changed = put(root / "cats/2.jpg", 2)
@@ -271,7 +272,9 @@ def test_a_file_that_vanished_since_the_inventory_stays_new(store: AnnotationSto
     put(changed, 3)
     summary = cleaned(store, root)
     assert (summary.decoded, summary.unread) == (1, 2)
-    assert summary.files.statuses == {"accepted": 1, "new": 2}
+    assert summary.files.rejected == {"changed": 1, "vanished": 1}
+    inventory(store, root)
+    assert cleaned(store, root).files.statuses == {"accepted": 2}
 
 
 def test_a_copy_is_measured_where_the_first_file_has_vanished(store: AnnotationStore, root: Path):
@@ -362,3 +365,125 @@ def test_a_missing_root_leaves_the_store_as_it_was(store: AnnotationStore, root:
     with pytest.raises(ConfigurationError, match="does not exist"):
         inventory(store, root / "elsewhere")
     assert list(image_ids(store)) == ["cats/0.jpg"]
+
+
+# Other ways to a class
+
+
+def classed(store: AnnotationStore) -> dict[str, str | None]:
+    """Path -> class, or the reason why the file does not count."""
+    return dict(rows(store, "SELECT path, coalesce(skipped_reason, class) FROM dataset_files"))
+
+
+def test_a_manifest_gives_files_their_classes_and_tells_of_what_is_missing(
+    store: AnnotationStore, root: Path
+):
+    for path in ("cats/0.jpg", "cats/1.jpg", "dogs/2.jpg"):
+        put(root / path, 0)
+    (root / "cats/.hidden.jpg").touch()
+    (root / "classes.csv").write_text(
+        "path,class\ncats/0.jpg,dogs\ndogs/2.jpg,Große Katze\ncats/9.jpg,cats\n"
+        "cats/.hidden.jpg,cats\n"
+    )
+    found = inventory(store, root, manifest="classes.csv")
+    large = class_slug("Große Katze")
+    assert classed(store) == {
+        "cats/0.jpg": "dogs",
+        "cats/1.jpg": "not_in_manifest",
+        "dogs/2.jpg": large,
+        "cats/.hidden.jpg": "hidden_file",
+        "classes.csv": "not_an_image",
+    }
+    assert (found.missing, found.first_missing) == (1, ("cats/9.jpg",))
+    assert classes(store) == {large: False, "dogs": False}
+
+
+def test_a_manifest_finds_a_file_however_its_letters_are_stored(
+    store: AnnotationStore, root: Path
+):
+    decomposed = unicodedata.normalize("NFD", "Kühe.jpg")
+    put(root / decomposed, 0)
+    (root / "classes.csv").write_text("path,class\nKühe.jpg,cows\n")
+    assert inventory(store, root, manifest="classes.csv").missing == 0
+    assert classed(store)[decomposed] == "cows"
+
+
+def test_a_changed_manifest_moves_files_without_reading_them(store: AnnotationStore, root: Path):
+    for seed in range(3):
+        put(root / f"{seed}.jpg", seed)
+    manifest = root.parent / "classes.csv"
+    manifest.write_text("path,class\n0.jpg,cats\n1.jpg,cats\n2.jpg,dogs\n")
+    inventory(store, root, manifest="../classes.csv")
+    cleaned(store, root)
+    before = image_ids(store)
+    manifest.write_text("path,class\n0.jpg,dogs\n1.jpg,cats\n2.jpg,dogs\n")
+    found = inventory(store, root, manifest="../classes.csv")
+    assert (found.changed, found.classes_affected) == (1, ("dogs",))
+    assert image_ids(store) == before
+
+
+def test_in_a_flat_folder_every_class_of_the_plan_is_affected(store: AnnotationStore, root: Path):
+    put(root / "2024/0.jpg", 0)
+    put(root / "1.jpg", 1)
+    found = inventory(store, root, ["cats", "dogs"], layout="flat")
+    assert classed(store) == {"2024/0.jpg": None, "1.jpg": None}
+    assert found.classes_affected == ("cats", "dogs")
+    assert inventory(store, root, ["cats", "dogs"], layout="flat").classes_affected == ()
+
+
+def test_of_each_reason_the_first_files_are_named_and_all_are_counted(
+    store: AnnotationStore, root: Path
+):
+    for number in range(203):
+        (root / f"{number:03}.txt").touch()
+    (root / "z.DS_Store").touch()
+    (root / ".z").touch()
+    files = inventory(store, root).files
+    assert files.skipped == {"not_an_image": 204, "hidden_file": 1}
+    assert [note.path for note in files.not_accepted] == [
+        ".z",
+        *(f"{number:03}.txt" for number in range(200)),
+    ]
+
+
+def test_an_unreadable_file_that_changes_is_new_again(store: AnnotationStore, root: Path):
+    path = put(root / "0.jpg", 0)
+    inventory(store, root)
+    with store.transaction() as tx:
+        tx.execute("UPDATE dataset_files SET unread_reason = 'unreadable', unread_detail = 'x'")
+    assert inventory(store, root).files.statuses == {"rejected": 1}
+    os.utime(path, ns=(1, 1))
+    assert inventory(store, root).files.statuses == {"new": 1}
+
+
+class Bucket:
+    """A source whose storage gives contents names."""
+
+    name = "bucket"
+
+    def __init__(self, *files: FoundFile) -> None:
+        self.files = files
+
+    def scan(self) -> Any:
+        return listing(self.files)
+
+
+@pytest.mark.parametrize(
+    ("now", "is_new"),
+    [
+        (FoundFile("a.jpg", "cats", 5, 1, etag="x"), False),
+        (FoundFile("a.jpg", "cats", 5, 2, etag="x"), False),
+        (FoundFile("a.jpg", "cats", 5, 1, etag="y"), True),
+        (FoundFile("a.jpg", "cats", 6, 1, etag="x"), True),
+    ],
+)
+def test_the_name_of_a_content_tells_more_than_its_time(
+    store: AnnotationStore, now: FoundFile, is_new: bool
+):
+    update_inventory(store, Bucket(FoundFile("a.jpg", "cats", 5, 1, etag="x")))  # type: ignore[arg-type]
+    with store.transaction() as tx:
+        tx.execute("UPDATE dataset_files SET image_id = 'known'")
+    found = update_inventory(store, Bucket(now))  # type: ignore[arg-type]
+    assert (found.changed, found.classes_affected) == ((1, ("cats",)) if is_new else (0, ()))
+    assert image_ids(store) == {"a.jpg": None if is_new else "known"}
+    assert rows(store, "SELECT mtime_ns FROM dataset_files") == [(now.mtime_ns,)]

@@ -22,27 +22,32 @@ CREATE TABLE dataset_files (
     size_bytes BIGINT NOT NULL,         -- -1 where the storage does not say
     mtime_ns BIGINT NOT NULL,           -- 0 where it does not
     etag VARCHAR,                       -- what the storage calls this content; NULL: it does not
-    skipped_reason VARCHAR              -- hidden_file, not_an_image, ...; NULL: the file counts
+    skipped_reason VARCHAR,             -- hidden_file, not_an_image, ...; NULL: the file counts
+    unread_reason VARCHAR,              -- why cleaning could not read it, when it last tried
+    unread_detail VARCHAR               -- the same, in a sentence
 );
 
 CREATE SEQUENCE image_numbers START 1;
 CREATE TABLE images (
     image_id VARCHAR PRIMARY KEY,       -- SHA-256 of the bytes, hex
     image_number BIGINT NOT NULL DEFAULT nextval('image_numbers'),   -- the id in exports, never reused
+    size_bytes BIGINT,                  -- NULL: was measured in another way, and will be anew
     width_px INTEGER,                   -- upright; NULL where the file could not be decoded
     height_px INTEGER,
     format VARCHAR,
     mode VARCHAR,
-    frames INTEGER,
+    frames INTEGER,                     -- more than one: the first was taken
     exif_orientation INTEGER,
-    brightness DOUBLE,                  -- mean of luma, 0..255
+    brightness DOUBLE,                  -- mean of luma, 0..255, at 320 px at most like the next three
     contrast DOUBLE,                    -- standard deviation of luma, 0..255
     sharpness DOUBLE,                   -- variance of the Laplacian of luma
+    entropy DOUBLE,                     -- of the histogram of luma, 0..8 bits
     perceptual_hash VARCHAR,            -- hex
     cluster VARCHAR,                    -- image_id of the best image of its near-duplicate cluster
-    status VARCHAR NOT NULL,            -- accepted, rejected
+    status VARCHAR NOT NULL,            -- new (measured, not judged yet), accepted, rejected
     reason VARCHAR,                     -- why it was rejected: a short stable word
-    detail VARCHAR                      -- the same, in a sentence
+    detail VARCHAR,                     -- the same, in a sentence
+    flags VARCHAR[]                     -- checks that it fails and that only flag
 );
 
 CREATE TABLE models (
@@ -157,16 +162,19 @@ SELECT
     f.path, f.class, f.image_id, f.size_bytes, f.mtime_ns, i.image_number,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN 'skipped'
+        WHEN f.image_id IS NULL AND f.unread_reason IS NOT NULL THEN 'rejected'
         WHEN c.first_path <> f.path THEN 'rejected'
         ELSE coalesce(i.status, 'new')
     END AS status,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN f.skipped_reason
+        WHEN f.image_id IS NULL THEN f.unread_reason
         WHEN c.first_path <> f.path THEN 'exact_duplicate'
         ELSE i.reason
     END AS reason,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN NULL
+        WHEN f.image_id IS NULL THEN f.unread_detail
         WHEN c.first_path <> f.path THEN 'same content as ' || c.first_path
         ELSE i.detail
     END AS detail

@@ -1,6 +1,15 @@
 -- A file is told from a changed one also by what its storage calls the content.
 ALTER TABLE dataset_files ADD COLUMN etag VARCHAR;
 
+-- Why a file has no content, until it can be read.
+ALTER TABLE dataset_files ADD COLUMN unread_reason VARCHAR;
+ALTER TABLE dataset_files ADD COLUMN unread_detail VARCHAR;
+
+-- Images are measured on a smaller picture. Those without a size are from before, and measured anew.
+ALTER TABLE images ADD COLUMN size_bytes BIGINT;
+ALTER TABLE images ADD COLUMN entropy DOUBLE;
+ALTER TABLE images ADD COLUMN flags VARCHAR[];
+
 -- Which copy stands for all is found in one pass over the files, for there may be a million.
 DROP VIEW class_images;
 DROP VIEW files;
@@ -15,16 +24,19 @@ SELECT
     f.path, f.class, f.image_id, f.size_bytes, f.mtime_ns, i.image_number,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN 'skipped'
+        WHEN f.image_id IS NULL AND f.unread_reason IS NOT NULL THEN 'rejected'
         WHEN c.first_path <> f.path THEN 'rejected'
         ELSE coalesce(i.status, 'new')
     END AS status,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN f.skipped_reason
+        WHEN f.image_id IS NULL THEN f.unread_reason
         WHEN c.first_path <> f.path THEN 'exact_duplicate'
         ELSE i.reason
     END AS reason,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN NULL
+        WHEN f.image_id IS NULL THEN f.unread_detail
         WHEN c.first_path <> f.path THEN 'same content as ' || c.first_path
         ELSE i.detail
     END AS detail
