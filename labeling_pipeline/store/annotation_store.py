@@ -163,7 +163,7 @@ class AnnotationStore:
         draft.rename(self.path)
 
     def _migrate(self) -> None:
-        with self._opened(read_only=True) as connection:
+        with self._opened(read_only=True) as connection, self._damage_named():
             version = _version(connection, self.path)
         if version > SCHEMA_VERSION:
             raise StoreVersionError(
