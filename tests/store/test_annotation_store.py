@@ -347,10 +347,10 @@ def test_damage_inside_the_rows_is_named_when_they_are_read(store: AnnotationSto
         )
     data = bytearray(store.path.read_bytes())
     block, header = 262_144, 12_288
-    # Blocks in the middle hold rows; those that say which blocks there are come first and last.
-    middle = header + len(data) // block // 2 * block
-    data[middle + 1000 : middle + 1064] = os.urandom(64)
-    assert len(data) > header + 4 * block
+    # The fourth block holds rows; those that say which blocks there are come first and last.
+    rows = header + 3 * block
+    data[rows + 1000 : rows + 1064] = os.urandom(64)
+    assert len(data) > rows + 4 * block
     store.path.write_bytes(data)
     for _ in range(2):
         with pytest.raises(StoreError, match="restore a backup"):
