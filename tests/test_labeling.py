@@ -9,9 +9,10 @@ from PIL import Image
 
 from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.cleaning import clean
-from labeling_pipeline.errors import ConfigurationError, ModelError
+from labeling_pipeline.errors import ConfigurationError, ModelError, SourceError
+from labeling_pipeline.images.opening import Stamp
 from labeling_pipeline.images.quality import CleaningRules
-from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.images.sources import FolderSource, open_source
 from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import ClassSummary, ask, label_class
 from labeling_pipeline.models.registry import load_model
@@ -20,7 +21,7 @@ from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import Request, Task
 
-RULES = CleaningRules(reject_near_duplicates=False)
+RULES = CleaningRules(only_flag=("near_duplicate",))
 SIZE = (96, 72)
 POISON = (80, 60)
 CAT_BOXES = [[100, 200, 300, 400], [500, 500, 999, 999]]
@@ -583,7 +584,7 @@ def test_if_every_image_fails_so_does_the_class_and_the_failures_are_recorded(tm
     assert project.rows("SELECT count(*) FROM generations") == [(0,)]
 
 
-@pytest.mark.parametrize("damage", ["removed", "emptied", "a folder"])
+@pytest.mark.parametrize("damage", ["removed", "emptied", "a folder", "another picture"])
 def test_an_image_lost_since_cleaning_costs_that_image(tmp_path: Path, damage: str):
     project = folders(tmp_path, cat=3)
     path = project.root / "cat/1.png"
@@ -592,10 +593,27 @@ def test_an_image_lost_since_cleaning_costs_that_image(tmp_path: Path, damage: s
         path.touch()
     elif damage == "a folder":
         path.mkdir()
+    elif damage == "another picture":
+        put(path, 99)
     summary = project.label("cat")
     assert dict(summary.states) == {"found": 2, "failed": 1}
     assert list(summary.errors) == ["cat/1.png"]
     assert [row[2] for row in project.states()] == ["found", "failed", "found"]
+
+
+def test_images_that_cannot_be_reached_just_now_are_no_failed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    project = folders(tmp_path, cat=3)
+
+    def read(self: FolderSource, path: str, expected: Stamp | None = None) -> bytes:
+        raise SourceError("no network")
+
+    with monkeypatch.context() as patch, pytest.raises(SourceError, match="no network"):
+        patch.setattr(FolderSource, "read", read)
+        project.label("cat")
+    assert project.states() == []
+    assert project.label("cat").states == {"found": 3}
 
 
 def test_two_runs_that_race_over_the_same_images_record_each_once(tmp_path: Path):

@@ -49,14 +49,17 @@ def read_file(path: Path, expected: Stamp | None = None) -> bytes:
     try:
         # Opening a pipe that took the file's place would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
                 raise ImageError("not_a_file", "it is a folder, a pipe or a device")
             check_stamp(Stamp(before.st_size, before.st_mtime_ns), expected)
-            # A byte more than there should be: a file that grows shows.
-            data = file.read(before.st_size + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                # A byte more than there should be: a file that grows shows.
+                data = file.read(before.st_size + 1)
             after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise ImageError("vanished", VANISHED) from error

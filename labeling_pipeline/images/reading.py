@@ -228,7 +228,9 @@ def _decode_opened(
     image.load()
     # Some formats tell their real size when they are loaded.
     whole = whole if drawn == image.size else image.size
-    factor = max(1, max(image.size) // at_least_px) if at_least_px else 1
+    fits = max(image.size) // at_least_px if at_least_px else 1
+    # A power of two, as JPEG has it: then one picture in two formats is one picture when small.
+    factor = 1 << max(0, fits.bit_length() - 1)
     stored = _to_rgb(image, factor)
     # Loading a TIFF applies its orientation and forgets it; other formats leave it to the caller.
     turn = _orientation(image)

@@ -50,6 +50,7 @@ from labeling_pipeline.errors import (
     MissingDependencyError,
     SourceError,
 )
+from labeling_pipeline.images.hashing import content_hash
 from labeling_pipeline.images.opening import VANISHED, Stamp, check_stamp, read_file
 from labeling_pipeline.images.reading import EXTENSIONS
 
@@ -190,6 +191,21 @@ class ImageSource(Protocol):
             ConfigurationError: it cannot be read.
             SourceError: as `read`.
         """
+
+
+def read_known(source: ImageSource, path: str, image_id: str) -> bytes:
+    """The bytes of a file that cleaning saw.
+
+    Raises:
+        ImageError: as `ImageSource.read`; or ``changed``: it holds another image now.
+        SourceError: as `ImageSource.read`.
+    """
+    data = source.read(path)
+    if content_hash(data) != image_id:
+        raise ImageError(
+            "changed", "the file holds another image since it was cleaned; the next inventory tells"
+        )
+    return data
 
 
 def open_source(root: str | Path, options: Mapping[str, Any] | None = None) -> ImageSource:
@@ -382,7 +398,8 @@ class UrlSource:
 
     def scan(self) -> pa.Table:
         """See `ImageSource`."""
-        files, base = self._connect(anew=True)
+        # An open archive does not show that another one has taken its place.
+        files, base = self._connect(anew="::" in self.url)
         try:
             return listing(_found(info, base) for info in _infos(files, base, self.url))
         except (ConfigurationError, SourceError):
