@@ -24,7 +24,7 @@ from labeling_pipeline.asking.rounds import conclude, first_questions, second_qu
 from labeling_pipeline.asks import EntryAsks, Regions, class_names
 from labeling_pipeline.errors import ConfigurationError, ModelError, SourceError
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.images.sources import ImageSource, read_known
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.plan import Entry, Group, Plan
 from labeling_pipeline.records import Asked, Row, model_row
@@ -314,7 +314,7 @@ class _Loop:
         """Read an image and make its questions ready; what fails is noted on the image."""
         prepared = _Prepared(image, questions, [], [])
         try:
-            pixels = read_image(self.source.read(image.path))
+            pixels = read_image(read_known(self.source, image.path, image.asked.image_id))
             image.size_px = (pixels.shape[1], pixels.shape[0])
             for question in questions:
                 x0, y0, x1, y1 = question.crop_px or (0, 0, *image.size_px)

@@ -136,6 +136,25 @@ def test_the_root_of_the_file_system_has_a_home_with_a_name():
     assert home_for(open_source(Path("/"))).path.name.startswith("root-")
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://bucket/2024/pets/", "pets"),
+        ("s3://bucket", "bucket"),
+        ("zip::s3://bucket/v1.2/pets.zip", "pets"),
+        ("zip://cats::s3://bucket/pets.zip", "cats"),
+    ],
+)
+def test_a_url_has_a_home_of_its_own(tmp_path: Path, url: str, name: str):
+    assert home_for(open_source(url)).path.name.startswith(f"{name}-")
+    assert home_for(open_source(url)) != home_for(open_source(f"{url}x"))
+    home = Home(tmp_path / "home")
+    home.claim(open_source(url, {"anon": True}))
+    home.claim(open_source(url))
+    with pytest.raises(HomeError):
+        home.claim(open_source("s3://other/pets"))
+
+
 # The Dagster instance
 
 

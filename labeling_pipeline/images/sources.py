@@ -385,10 +385,10 @@ class UrlSource:
     @property
     def name(self) -> str:
         """The last part of the URL; of an archive, without its extension."""
-        links = self.url.split("::")
-        inside = urlsplit(links[0]).path if "://" in links[0] else ""
-        last = (inside or links[-1]).rstrip("/").rpartition("/")[2]
-        name = last.partition(".")[0] if len(links) > 1 and not inside else last
+        first, _, archive = self.url.partition("::")
+        inside = first.partition("://")[2].rstrip("/")
+        last = (inside or archive).rpartition("/")[2]
+        name = last if inside else last.partition(".")[0]
         return unicodedata.normalize("NFC", name) or "root"
 
     @property
