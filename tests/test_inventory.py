@@ -263,7 +263,9 @@ def test_equal_contents_are_one_image_and_the_first_path_stands_for_it(
     assert statuses(store) == {"cats/a.jpg": "accepted", "dogs/b.jpg": "exact_duplicate"}
 
 
-def test_a_file_that_vanished_or_changed_since_the_inventory_is_rejected_for_that(store: AnnotationStore, root: Path):
+def test_a_file_that_vanished_or_changed_since_the_inventory_is_rejected_for_that(
+    store: AnnotationStore, root: Path
+):
     put(root / "cats/0.jpg", 0)
     gone = put(root / "cats/1.jpg", 1)
     changed = put(root / "cats/2.jpg", 2)
@@ -398,9 +400,7 @@ def test_a_manifest_gives_files_their_classes_and_tells_of_what_is_missing(
     assert classes(store) == {large: False, "dogs": False}
 
 
-def test_a_manifest_finds_a_file_however_its_letters_are_stored(
-    store: AnnotationStore, root: Path
-):
+def test_a_manifest_finds_a_file_however_its_letters_are_stored(store: AnnotationStore, root: Path):
     decomposed = unicodedata.normalize("NFD", "Kühe.jpg")
     put(root / decomposed, 0)
     (root / "classes.csv").write_text("path,class\nKühe.jpg,cows\n")
