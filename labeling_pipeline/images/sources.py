@@ -25,6 +25,7 @@ import os
 import posixpath
 import re
 import stat
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ class ImageSource(Protocol):
 
         Raises:
             ImageError: it cannot be had, see the module for the reasons.
-            SourceError: the storage could not be reached, also not on trying again.
+            ConfigurationError, SourceError: as `scan`; no image can be read.
         """
 
     def locate(self, path: str) -> str:
@@ -189,7 +190,7 @@ class ImageSource(Protocol):
 
         Raises:
             ConfigurationError: it cannot be read.
-            SourceError: as `read`.
+            SourceError: as `scan`.
         """
 
 
@@ -198,7 +199,7 @@ def read_known(source: ImageSource, path: str, image_id: str) -> bytes:
 
     Raises:
         ImageError: as `ImageSource.read`; or ``changed``: it holds another image now.
-        SourceError: as `ImageSource.read`.
+        ConfigurationError, SourceError: as `ImageSource.read`.
     """
     data = source.read(path)
     if content_hash(data) != image_id:
@@ -228,7 +229,7 @@ def open_source(root: str | Path, options: Mapping[str, Any] | None = None) -> I
         return UrlSource(
             f"zip::file://{Path(text.removeprefix('zip://')).resolve()}", options or {}
         )
-    if "://" in text or "::" in text:
+    if "://" in text or re.match("[a-z0-9]+::", text):
         return UrlSource(text.rstrip("/"), options or {})
     path = Path(text).resolve()
     if path.suffix.lower() == ".zip" and path.is_file():
@@ -456,12 +457,13 @@ class UrlSource:
     def _connect(self, *, anew: bool = False) -> tuple[Any, str]:
         """The file system and the root within it; one connection for each process."""
         key = (os.getpid(), self.url, json.dumps(self.options, sort_keys=True, default=str))
-        if anew or key not in _connections:
-            try:
-                _connections[key] = _retried(_file_system, self.url, self.options)
-            except Exception as error:
-                raise self._refused(error) from error
-        return _connections[key]
+        with _connecting:
+            if anew or key not in _connections:
+                try:
+                    _connections[key] = _retried(_file_system, self.url, self.options)
+                except Exception as error:
+                    raise self._refused(error) from error
+            return _connections[key]
 
     def _unreachable(self, error: Exception) -> SourceError:
         return SourceError(
@@ -487,6 +489,7 @@ class UrlSource:
 
 # (process, URL, options) -> file system and root within it. A connection does not survive a fork.
 _connections: dict[tuple[int, str, str], tuple[Any, str]] = {}
+_connecting = threading.Lock()
 
 # An archive is read piece by piece. What fsspec fetches for a piece by default, 5 to 50 MB, suits
 # reading from front to back; labeling reads in another order.
@@ -496,21 +499,26 @@ _ARCHIVE_BLOCK_BYTES = 2**20
 def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     import fsspec
 
-    first, _, target = url.partition("::")
+    protocols = [link.partition("://")[0] for link in url.split("::")]
+    others = [name for name in options if name not in protocols]
+    if len(protocols) > 1 and others:
+        raise ValueError(
+            f"the options of a chain go by protocol ({', '.join(protocols)}), got {others[0]!r}"
+        )
     own = {"skip_instance_cache": True}
-    if first.partition("://")[0] == "zip" and target:
-        from fsspec.implementations.zip import ZipFileSystem
+    if protocols[0] != "zip" or len(protocols) == 1:
+        files, base = fsspec.url_to_fs(url, **options, **own)
+        return files, base.rstrip("/")
+    from fsspec.implementations.zip import ZipFileSystem
 
-        around, path = fsspec.url_to_fs(target, **_below(options, target), **own)
-        file = around.open(path, "rb", block_size=_ARCHIVE_BLOCK_BYTES)
-        return ZipFileSystem(file, **options.get("zip", {})), first.partition("://")[2].strip("/")
-    files, base = fsspec.url_to_fs(url, **options, **own)
-    return files, base.rstrip("/")
-
-
-def _below(options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """The options of a chain, by protocol, as the rest of it takes them."""
-    return dict(options if "::" in target else options.get(target.partition("://")[0], {}))
+    inside, _, target = url.partition("::")
+    below = options if "::" in target else options.get(protocols[1], {})
+    around, path = fsspec.url_to_fs(target, **below, **own)
+    file = around.open(path, "rb", block_size=_ARCHIVE_BLOCK_BYTES)
+    archive = ZipFileSystem(file, **options.get("zip", {}))
+    # The first question fills its directory, and a second one meanwhile would find half of it.
+    archive.exists("")
+    return archive, inside.partition("://")[2].strip("/")
 
 
 def _infos(files: Any, base: str, url: str) -> Iterator[dict[str, Any]]:

@@ -194,7 +194,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path):
     seen = stamp_of(tmp_path / "cats/a.jpg")
     assert reason(source, "cats/b.jpg") == "vanished"
     assert reason(source, "cats/a.jpg/b.jpg") == "vanished"
-    assert reason(source, "cats") == "unreadable"
+    assert reason(source, "cats") == "not_a_file"
     assert reason(source, "pipe.jpg") == "not_a_file"
     assert reason(source, "cats/a.jpg", seen._replace(size_bytes=3)) == "changed"
     os.utime(tmp_path / "cats/a.jpg", ns=(1, 1))
@@ -338,6 +338,24 @@ def test_a_url_is_read_by_threads_and_other_processes(place: Place):
         cwd=Path(__file__).parents[2],
     )
     assert read.stdout == contents["cats/7.jpg"]
+
+
+def test_threads_that_meet_at_an_archive_nobody_has_opened_yet_all_find_their_files(tmp_path: Path):
+    paths = [f"{i}.jpg" for i in range(20_000)]
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for path in paths:
+            file.writestr(path, path)
+    source = open_source(tmp_path / "photos.zip")
+    wanted = paths[::500]
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(source.read, reversed(wanted)))
+    assert read == [path.encode() for path in reversed(wanted)]
+
+
+def test_the_options_of_a_chain_go_by_protocol():
+    source = open_source("zip::s3://bucket/photos.zip", {"anon": True})
+    with pytest.raises(ConfigurationError, match=r"options of a chain go by protocol.*'anon'"):
+        source.scan()
 
 
 def test_what_other_tools_get_is_a_url_that_opens(place: Place):
@@ -487,6 +505,7 @@ def test_what_can_pass_by_itself_is_tried_again(
         ("s3://bucket/photos/", "s3://bucket/photos"),
         ("zip::s3://bucket/a.zip", "zip::s3://bucket/a.zip"),
         ("zip:///data/a.zip", "zip::file:///data/a.zip"),
+        ("zip::/data/a.zip", "zip::/data/a.zip"),
         ("zip://cats::s3://bucket/a.zip", "zip://cats::s3://bucket/a.zip"),
     ],
 )
@@ -500,6 +519,7 @@ def test_folders_file_urls_and_archives_open_what_they_are(
     monkeypatch.chdir(tmp_path)
     assert open_source("photos") == FolderSource(tmp_path / "photos")
     assert open_source(f"file://{tmp_path}/photos") == FolderSource(tmp_path / "photos")
+    assert open_source("/data/odd::name") == FolderSource(Path("/data/odd::name"))
     Path("photos.zip").touch()
     assert open_source("photos.zip") == UrlSource(f"zip::file://{tmp_path}/photos.zip")
 
