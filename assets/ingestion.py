@@ -6,12 +6,13 @@ Both are unpartitioned, because duplicates cross classes, and incremental.
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
+import numpy as np
 
-from assets.metadata import MAX_ROWS, table
+from assets.metadata import MAX_ROWS, picture, table
 from assets.partitions import CLASSES
 from assets.progress import reporter
 from labeling_pipeline.asks import class_names
-from labeling_pipeline.cleaning import clean
+from labeling_pipeline.cleaning import clean, clusters_sheet, rejects_sheet
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.inventory import FileReport, InventorySummary, update_inventory
 from labeling_pipeline.plan import Plan
@@ -68,8 +69,8 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         group_name="ingestion",
         kinds={"pillow", "duckdb"},
         description=(
-            "Every image decoded once and judged: accepted, or rejected with a reason (damaged, "
-            "too small, blank, duplicate, ...)."
+            "Every new file read and decoded once, every image judged: accepted, or rejected with "
+            "a reason (damaged, too small, blank, duplicate, ...)."
         ),
     )
     def clean_images(
@@ -77,21 +78,23 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         annotation_store: AnnotationStoreResource,
         image_source: ImageSourceResource,
     ) -> None:
-        summary = clean(
-            annotation_store.open(),
-            image_source.open(),
-            plan.cleaning,
-            reporter(context, "clean_images"),
-        )
+        store, source = annotation_store.open(), image_source.open()
+        summary = clean(store, source, plan.cleaning, reporter(context, "clean_images"))
         context.add_output_metadata(
             {
                 "accepted": summary.files.statuses.get("accepted", 0),
                 "rejected": summary.files.statuses.get("rejected", 0),
                 "decoded": summary.decoded,
                 "judged_anew": summary.judged_anew,
+                "could_not_be_read": summary.unread,
+                "near_duplicate_clusters": summary.clusters,
                 "rejects_by_reason": _by_reason(summary.files.rejected),
                 "rejected_files": _notes(summary.files, "rejected"),
+                "flags": table([{"check": c, "images": n} for c, n in summary.flags.items()]),
             }
+            | _pictures(
+                rejects=rejects_sheet(store, source), clusters=clusters_sheet(store, source)
+            )
         )
 
     return [raw_images, clean_images]
@@ -103,6 +106,11 @@ def _place(source: ImageSource) -> dg.MetadataValue:
         if source.folder
         else dg.MetadataValue.text(source.root)
     )
+
+
+def _pictures(**sheets: np.ndarray | None) -> dict[str, dg.MetadataValue]:
+    """Those of the contact sheets that there are."""
+    return {name: picture(sheet) for name, sheet in sheets.items() if sheet is not None}
 
 
 def _missing(summary: InventorySummary) -> dict[str, dg.MetadataValue]:

@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from labeling_pipeline.drawing import contact_sheet
 from labeling_pipeline.errors import ImageError
 from labeling_pipeline.images.duplicates import represent
 from labeling_pipeline.images.hashing import FINGERPRINT_SIZE, unpack_fingerprints
@@ -29,6 +31,7 @@ from labeling_pipeline.images.inspection import (
 )
 from labeling_pipeline.images.opening import Stamp
 from labeling_pipeline.images.quality import CHECKS, NEAR_DUPLICATE, CleaningRules, failed_checks
+from labeling_pipeline.images.reading import decode
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.inventory import FileReport, report_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -101,6 +104,65 @@ def clean(
         flags={row["flag"]: row["images"] for row in flags},
         clusters=counted["clusters"],
     )
+
+
+# Looking ----------------------------------------------------------------------------------------
+
+_SHEET_COLUMNS, _SHEET_CELL_PX = 4, 210
+_OF_EACH, _ON_A_SHEET = 3, 16
+
+
+def rejects_sheet(store: AnnotationStore, source: ImageSource) -> np.ndarray | None:
+    """Some of the rejected images with their reasons, of each reason the first.
+
+    Returns:
+        (height, width, 3) uint8 RGB; None if no rejected image could be decoded.
+    """
+    rows = store.query(
+        f"""
+        SELECT f.path, f.reason AS title FROM files f JOIN images i USING (image_id)
+        WHERE f.status = 'rejected' AND i.width_px IS NOT NULL
+        QUALIFY row_number() OVER (PARTITION BY f.reason ORDER BY f.path) <= {_OF_EACH}
+        ORDER BY f.reason, f.path LIMIT {_ON_A_SHEET}
+        """
+    )
+    return _sheet(source, rows)
+
+
+def clusters_sheet(store: AnnotationStore, source: ImageSource) -> np.ndarray | None:
+    """The largest clusters of near duplicates, each begun by the image that is kept.
+
+    Returns:
+        (height, width, 3) uint8 RGB; None if there is no cluster.
+    """
+    rows = store.query(
+        f"""
+        WITH clusters AS (
+            SELECT cluster, count(*) AS size FROM {_PRESENT} GROUP BY cluster
+            HAVING cluster IS NOT NULL AND count(*) > 1 ORDER BY size DESC, cluster LIMIT 4
+        )
+        SELECT
+            path,
+            CASE WHEN image_id = cluster THEN 'kept, of ' || size ELSE 'like it' END AS title
+        FROM {_PRESENT} JOIN clusters USING (cluster)
+        WINDOW same_cluster AS (PARTITION BY cluster ORDER BY image_id <> cluster, path)
+        QUALIFY row_number() OVER same_cluster <= {_SHEET_COLUMNS}
+        ORDER BY size DESC, cluster, image_id <> cluster, path
+        """
+    )
+    return _sheet(source, rows)
+
+
+def _sheet(source: ImageSource, rows: pa.Table) -> np.ndarray | None:
+    pictures, titles = [], []
+    for row in rows.to_pylist():
+        # One that was lost or changed since is no reason to fail.
+        with suppress(ImageError):
+            pictures.append(decode(source.read(row["path"]), _SHEET_CELL_PX).pixels)
+            titles.append(f"{row['title']}: {row['path']}")
+    if not pictures:
+        return None
+    return contact_sheet(pictures, titles, _SHEET_COLUMNS, cell_px=_SHEET_CELL_PX)
 
 
 # Measuring --------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_clusters_are_recorded_across_classes_and_name_the_best(store: Annotatio
     assert rows(
         store,
         """
-        SELECT f.path, best.path FROM dataset_files f JOIN images i USING (image_id)
+        SELECT f.path, best.path AS kept FROM dataset_files f JOIN images i USING (image_id)
         JOIN dataset_files best ON best.image_id = i.cluster ORDER BY ALL
         """,
     ) == [
