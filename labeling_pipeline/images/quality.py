@@ -48,7 +48,7 @@ class CleaningRules(BaseModel):
         252.0, ge=0, le=255, description="Greatest mean luma, of 0..255 (too_bright)."
     )
     min_sharpness: float = Field(
-        2.0,
+        3.0,
         ge=0,
         description="Least variance of the Laplacian of luma, at "
         f"{MEASURED_SIDE_PX} px at most (blurred).",

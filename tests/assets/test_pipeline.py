@@ -240,7 +240,9 @@ def test_cleaning_shows_counts_reasons_and_pictures_of_rejects_and_clusters(
     metadata = event.asset_materialization.metadata
     assert (metadata["accepted"].value, metadata["rejected"].value) == (12, 3)
     assert metadata["near_duplicate_clusters"].value == 1
-    reasons = {row.data["reason"]: row.data["files"] for row in metadata["rejects_by_reason"].records}
+    reasons = {
+        row.data["reason"]: row.data["files"] for row in metadata["rejects_by_reason"].records
+    }
     assert reasons == {"blank": 1, "near_duplicate": 1, "not_an_image": 1}
     assert metadata["flags"].value == "none"
     for name, pictures in (("rejects", 2), ("clusters", 2)):
