@@ -13,7 +13,8 @@ from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
 from assets.rederivation import build_rederivation_asset
 from labeling_pipeline.asks import models_of
-from labeling_pipeline.home import Environment
+from labeling_pipeline.home import SAMPLE_IMAGES, Environment
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.plan import Plan, load_plan
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
@@ -31,6 +32,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
     """
     effective = plan.with_model(environment.model, **environment.settings)
     effective.check_models()
+    images = environment.images or plan.source.url or REPOSITORY / SAMPLE_IMAGES
     models_of(effective)
     definitions = dg.Definitions(
         assets=[
@@ -43,7 +45,9 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
         asset_checks=build_checks(plan),
         resources={
             "annotation_store": AnnotationStoreResource(home=str(environment.home.resolve())),
-            "image_source": ImageSourceResource(root=str(environment.images.resolve())),
+            "image_source": ImageSourceResource(
+                root=open_source(images).root, options=plan.source.options
+            ),
             "vision_model": VisionModelResource(model=environment.model, **environment.settings),
         },
         # One process, so that a model loads once a run.

@@ -1,4 +1,4 @@
-"""The pipeline without the UI: ``python run.py IMAGES [--plan P] [--class NAME]...``
+"""The pipeline without the UI: ``python run.py [IMAGES] [--plan P] [--class NAME]...``
 
 Runs the same assets in the home's own Dagster instance, so that the UI shows what ran. Exit code 1
 if a class failed; what failed and the command that re-runs it stand in the summary.
@@ -28,6 +28,7 @@ from definitions import REPOSITORY, build_definitions
 from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.errors import ConfigurationError, LabelingError
 from labeling_pipeline.home import Environment, Home, home_for
+from labeling_pipeline.images.sources import ImageSource, open_source
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan, load_plan
 from labeling_pipeline.reporting import (
@@ -59,13 +60,19 @@ class Ran:
 
 
 def main(
-    images: Annotated[Path, typer.Argument(help="folder of images, one sub-folder per class")],
+    images: Annotated[
+        str | None,
+        typer.Argument(
+            help="folder or URL of images, one sub-folder per class; default: the plan's",
+            show_default=False,
+        ),
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="labeling plan (YAML)")] = None,
     class_: Annotated[
         list[str] | None, typer.Option("--class", help="only this class; repeatable")
     ] = None,
 ) -> None:
-    """Ingest, label, draw, export and evaluate a folder of images."""
+    """Ingest, label, draw, export and evaluate images."""
     try:
         failed = run(images, plan, class_ or [])
     except LabelingError as error:
@@ -78,23 +85,30 @@ def main(
     raise typer.Exit(1 if failed else 0)
 
 
-def run(images: Path, plan_path: Path | None, only: Sequence[str]) -> bool:
+def run(images: str | None, plan_path: Path | None, only: Sequence[str]) -> bool:
     """Run everything and print the summary. Returns whether something failed."""
     environment = Environment.read(REPOSITORY)
-    named_home = os.environ.get("LABELING_HOME")
-    home = Home(Path(named_home)) if named_home else home_for(images, REPOSITORY / ".labeling")
     named_plan = os.environ.get("LABELING_PLAN")
     plan_file = plan_path or (Path(named_plan) if named_plan else DEFAULT_PLAN)
     plan = load_plan(plan_file)
-    environment = replace(environment, home=home.path, images=images, plan=plan_file)
+    named_images = images or environment.images or plan.source.url
+    if named_images is None:
+        raise ConfigurationError(
+            f"expected a folder or URL of images: name it on the command line, in LABELING_IMAGES "
+            f"or as source.url in {plan_file}"
+        )
+    source = open_source(named_images, plan.source.options)
+    named_home = os.environ.get("LABELING_HOME")
+    home = Home(Path(named_home)) if named_home else home_for(source, REPOSITORY / ".labeling")
+    environment = replace(environment, home=home.path, images=source.root, plan=plan_file)
     definitions = build_definitions(plan, environment)
-    home.claim(images)
+    home.claim(source)
     os.environ["DAGSTER_HOME"] = str(home.prepare_dagster(REPOSITORY / "dagster.yaml"))
     effective = plan.with_model(environment.model, **environment.settings)
     store = AnnotationStore(home.store_path)
     with dg.DagsterInstance.get() as instance, _alone_in(home, instance), _progress_bars():
         ran = _run_assets(definitions, effective, store, instance, only)
-    _print_summary(ran, store, effective, images, home, plan_file)
+    _print_summary(ran, store, effective, source, home, plan_file)
     return bool(ran.failures)
 
 
@@ -229,7 +243,7 @@ def _progress_bars() -> Iterator[None]:
 
 
 def _print_summary(
-    ran: Ran, store: AnnotationStore, plan: Plan, images: Path, home: Home, plan_file: Path
+    ran: Ran, store: AnnotationStore, plan: Plan, source: ImageSource, home: Home, plan_file: Path
 ) -> None:
     files = report_files(store)
     statuses = ", ".join(f"{n} {status}" for status, n in files.statuses.items())
@@ -242,7 +256,7 @@ def _print_summary(
         if len(files.not_accepted) > 40:
             console.print(f"... and {len(files.not_accepted) - 40} more, in the report")
     _print_classes(store, plan)
-    for entry, evaluation in evaluate_entries(store, plan, images).items():
+    for entry, evaluation in evaluate_entries(store, plan, source).items():
         boxes = evaluation.boxes
         console.print(
             f"[bold]{entry}[/] against the ground truth: F1 at IoU 0.5 "
@@ -267,14 +281,14 @@ def _print_summary(
         f"\nPictures and JSON   {home.results}\nReport              {home.reports}/report.html\n"
         f"Store               {home.store_path}\n"
         f"In Dagster          LABELING_HOME={shlex.quote(str(home.path))} "
-        f"LABELING_IMAGES={shlex.quote(str(images.resolve()))} "
+        f"LABELING_IMAGES={shlex.quote(source.root)} "
         f"LABELING_PLAN={shlex.quote(str(plan_file))} "
         "make dev",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    _print_failures(ran, images, plan_file)
+    _print_failures(ran, source.root, plan_file)
 
 
 def _print_classes(store: AnnotationStore, plan: Plan) -> None:
@@ -308,7 +322,7 @@ def _print_classes(store: AnnotationStore, plan: Plan) -> None:
         console.print(error, markup=False, highlight=False)
 
 
-def _print_failures(ran: Ran, images: Path, plan_file: Path) -> None:
+def _print_failures(ran: Ran, images: str, plan_file: Path) -> None:
     for (asset, check), told in ran.warnings.items():
         console.print(f"[yellow]check[/] {escape(asset)}: {check}")
         console.print(f"  {told}", markup=False, highlight=False)
@@ -321,7 +335,7 @@ def _print_failures(ran: Ran, images: Path, plan_file: Path) -> None:
             if class_slug:
                 classes[class_slug] = None
     if ran.failures:
-        arguments = [str(images), "--plan", str(plan_file)]
+        arguments = [images, "--plan", str(plan_file)]
         for class_slug in classes:
             arguments += ["--class", class_slug]
         console.print(

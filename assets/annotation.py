@@ -54,7 +54,7 @@ def build_annotation_asset(plan: Plan, entry: Entry) -> dg.AssetsDefinition:
                 vision_model.applied_to(plan),
                 entry,
                 class_slug,
-                image_source.path(),
+                image_source.open(),
                 context.run_id,
                 force=config.force,
                 progress=reporter(context, f"{entry.asset}[{class_slug}]"),

@@ -250,11 +250,11 @@ def _look(
     image_source: ImageSourceResource,
 ) -> _Look:
     """Bring the inventory up to date."""
-    root = image_source.path()
-    annotation_store.at().claim(root)
+    source = image_source.open()
+    annotation_store.at().claim(source)
     store: AnnotationStore = annotation_store.open()
     in_flight = classes_in_flight(instance)
-    summary = update_inventory(store, root, plan.class_names, in_use=in_flight)
+    summary = update_inventory(store, source, plan.class_names, plan.source, in_flight)
     before = registered_classes(instance)
     changes = partition_changes(before, list(class_names(store)), in_flight)
     after = [key for key in before if key not in changes.deleted] + changes.added

@@ -113,7 +113,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         vision_model: VisionModelResource,
     ) -> None:
         evaluations = evaluate_entries(
-            annotation_store.open(), vision_model.applied_to(plan), image_source.path()
+            annotation_store.open(), vision_model.applied_to(plan), image_source.open()
         )
         if not evaluations:
             context.add_output_metadata(
@@ -154,7 +154,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         if agreement.per_class.empty:
             context.add_output_metadata({"note": NO_PAIR})
             return
-        worst = draw_disagreements(agreement, image_source.path())
+        worst = draw_disagreements(agreement, image_source.open())
         context.add_output_metadata(
             {
                 "agreement": fixed(agreement.mean),
@@ -189,7 +189,7 @@ def build_evaluation_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         effective = vision_model.applied_to(plan)
         home = annotation_store.at()
         path = write_report(
-            annotation_store.open(), effective, image_source.path(), home, datetime.now(UTC)
+            annotation_store.open(), effective, image_source.open(), home, datetime.now(UTC)
         )
         context.add_output_metadata(
             {

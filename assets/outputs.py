@@ -36,7 +36,7 @@ def build_output_assets(plan: Plan) -> list[dg.AssetsDefinition]:
                 annotation_store.open(),
                 vision_model.applied_to(plan),
                 class_slug,
-                image_source.path(),
+                image_source.open(),
                 annotation_store.at().results,
                 progress=reporter(context, f"visualizations[{class_slug}]"),
             )
@@ -70,7 +70,7 @@ def build_output_assets(plan: Plan) -> list[dg.AssetsDefinition]:
                 annotation_store.open(),
                 vision_model.applied_to(plan),
                 class_slug,
-                image_source.path(),
+                image_source.open(),
                 annotation_store.at().results,
             )
             rows = [

@@ -3,11 +3,22 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import florence_2, grouping, labeling, loading, rederivation, service, store
+from benchmarks import (
+    florence_2,
+    grouping,
+    inventory,
+    labeling,
+    loading,
+    rederivation,
+    service,
+    store,
+)
+
+MODULES = (labeling, grouping, florence_2, rederivation, inventory, store, service, loading)
 
 if __name__ == "__main__":
     console = Console()
-    for module in (labeling, grouping, florence_2, rederivation, store, service, loading):
+    for module in MODULES:
         table = Table("what", "measured", "ratio", title=module.__doc__.splitlines()[0])
         for row in module.measure():
             table.add_row(*row)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model
@@ -56,7 +58,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
         alone = batched = full = five = together = 0.0
         for store in stores:
             batched += _seconds(_bare_loop, model, root, paths, BATCH)
-            full += _seconds(label, store, image_root=root, run_id="benchmark")
+            full += _seconds(label, store, source=open_source(root), run_id="benchmark")
             alone += _seconds(_bare_loop, model, root, paths, 1)
             five += sum(_seconds(_bare_loop, model, root, few, BATCH, (one,)) for one in LABELS)
             together += _seconds(_bare_loop, model, root, few, BATCH)
@@ -78,8 +80,9 @@ def measure() -> Iterator[tuple[str, str, str]]:
 
 def _ingested(path: Path, root: Path, plan: Plan) -> AnnotationStore:
     store = AnnotationStore(path)
-    update_inventory(store, root, plan.class_names)
-    clean(store, root, plan.cleaning)
+    source = open_source(root)
+    update_inventory(store, source, plan.class_names)
+    clean(store, source, plan.cleaning)
     return store
 
 

@@ -109,7 +109,7 @@ def _fill(path: Path, of_class: str) -> None:
 def _annotations() -> pa.Table:
     rng = np.random.default_rng(5)
     numbers = np.arange(ANNOTATIONS)
-    images = (numbers // 4).astype(str)
+    images, positions = (numbers // 4).astype(str), (numbers % 4).astype(str)
     generations = np.char.add("generation-", images)
     corners = rng.uniform(0, 640, (4, ANNOTATIONS))
     return pa.table(

@@ -20,8 +20,9 @@ from labeling_pipeline.errors import (
     StoreError,
 )
 from labeling_pipeline.files import write_if_changed
-from labeling_pipeline.home import Environment, Home
+from labeling_pipeline.home import SAMPLE_IMAGES, Environment, Home
 from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, capabilities, load_model
 from labeling_pipeline.plan import load_plan
@@ -202,11 +203,11 @@ def import_(
     with errors_said():
         environment = Environment.read(Path())
         store = _existing_store(home)
-        Home(home or environment.home).claim(environment.images)
         plan = load_plan(environment.plan).with_model(environment.model, **environment.settings)
-        summary = corrections.import_corrections(
-            store, plan, file, environment.images, author=author
-        )
+        images = environment.images or plan.source.url or SAMPLE_IMAGES
+        source = open_source(images, plan.source.options)
+        Home(home or environment.home).claim(source)
+        summary = corrections.import_corrections(store, plan, file, source, author=author)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.added.items()))
     _say(
         f"{file}: {summary.added.total()} added{f' ({kinds})' if kinds else ''}, "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labeling_pipeline.asks import EntryAsks, class_names, model_keys
-from labeling_pipeline.images.cleaning import NEAR_DUPLICATE
+from labeling_pipeline.images.quality import NEAR_DUPLICATE
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.rederivation import stale_readings

@@ -28,6 +28,7 @@ from labeling_pipeline.export.corrections_json import (
     to_json,
     xy,
 )
+from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -74,7 +75,12 @@ class ImportSummary:
 
 
 def import_corrections(
-    store: AnnotationStore, plan: Plan, path: Path, image_root: Path, *, author: str | None = None
+    store: AnnotationStore,
+    plan: Plan,
+    path: Path,
+    source: ImageSource,
+    *,
+    author: str | None = None,
 ) -> ImportSummary:
     """Read corrections from a file into the store: all of them, or none if anything is wrong.
 
@@ -88,7 +94,7 @@ def import_corrections(
         StoreError: the store cannot be read or written.
     """
     items = read_items(path)
-    reader = _Reader(store, plan, items, image_root, author)
+    reader = _Reader(store, plan, items, source, author)
     problems: list[str] = []
     for number, item in enumerate(items):
         try:
@@ -157,7 +163,7 @@ class _Reader:
         store: AnnotationStore,
         plan: Plan,
         items: Sequence[Item],
-        image_root: Path,
+        source: ImageSource,
         author: str | None,
     ) -> None:
         self.added: list[Correction] = []
@@ -165,7 +171,7 @@ class _Reader:
         self.notes: list[str] = []
         self._store = store
         self._plan = plan
-        self._root = f"{image_root.resolve()}/"
+        self._root = source.locate("_").removesuffix("_")
         self._author = author
         self._now = datetime.now(UTC).replace(tzinfo=None)
         self._names = class_names(store)

@@ -8,6 +8,7 @@ LabelingError
 │   ├── UnknownModelError       a model name that resolves to nothing
 │   └── MissingDependencyError  an optional package that this model needs
 ├── ImageError                  one image that cannot be used; costs that image only
+├── SourceError                 images that cannot be reached just now; retried, then raised
 ├── ModelError                  a model that could not be loaded or could not answer
 ├── RequestError                a request to the HTTP service that is not answered
 └── StoreError                  the annotation store
@@ -51,6 +52,10 @@ class ImageError(LabelingError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+
+class SourceError(LabelingError):
+    """The storage of the images cannot be reached just now, whichever image is asked for."""
 
 
 class ModelError(LabelingError):

@@ -11,10 +11,14 @@ from pydantic import ValidationError
 
 from labeling_pipeline.errors import ConfigurationError, HomeError
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.models.cards import ModelSettings
 
 SAMPLE_HOME = Path(".labeling/sample")
 """Home of the sample dataset, where nothing else is said."""
+
+SAMPLE_IMAGES = SAMPLE_HOME / "dataset/images"
+"""Its images."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +47,30 @@ class Home:
         """DAGSTER_HOME of this dataset."""
         return self.path / "dagster"
 
-    def claim(self, image_root: Path) -> None:
-        """Bind this home to an image root on first use.
+    def claim(self, source: ImageSource) -> None:
+        """Bind this home to a folder or URL of images on first use.
 
         Raises:
-            HomeError: it belongs to another image root; names the fix.
-            ConfigurationError: the image root is no folder.
+            HomeError: it belongs to another one; names the fix.
+            ConfigurationError: it is meant to be a folder and is none.
         """
-        root = image_root.resolve()
-        if not root.is_dir():
+        folder = source.folder
+        if folder is not None and not folder.is_dir():
             raise ConfigurationError(
-                f"{image_root}: expected a folder of images, found "
-                f"{'a file' if image_root.exists() else 'nothing'}; set LABELING_IMAGES, or write "
+                f"{folder}: expected a folder of images, found "
+                f"{'a file' if folder.exists() else 'nothing'}; set LABELING_IMAGES, or write "
                 "the sample dataset with `make demo`"
             )
         record = self.path / "home.json"
         if record.is_file():
             owner = json.loads(record.read_text(encoding="utf-8"))["image_root"]
-            if owner != str(root):
+            if owner != source.root:
                 raise HomeError(
-                    f"{self.path} holds the labels of {owner}, not of {root}: choose another home "
-                    f"(LABELING_HOME), or delete {record} if the folder was moved"
+                    f"{self.path} holds the labels of {owner}, not of {source.root}: choose "
+                    f"another home (LABELING_HOME), or delete {record} if the images were moved"
                 )
             return
-        write_if_changed(record, json.dumps({"image_root": str(root)}).encode())
+        write_if_changed(record, json.dumps({"image_root": source.root}).encode())
 
     def prepare_dagster(self, config: Path) -> Path:
         """Make DAGSTER_HOME with our instance configuration; returns it."""
@@ -74,24 +78,23 @@ class Home:
         return self.dagster.resolve()
 
 
-def home_for(image_root: Path, base: Path = Path(".labeling")) -> Home:
-    """The default home of an image root: ``<base>/<folder>-<hash of its path>``."""
-    root = image_root.resolve()
-    digest = hashlib.sha256(str(root).encode()).hexdigest()[:6]
-    return Home(base / f"{root.name or 'root'}-{digest}")
+def home_for(source: ImageSource, base: Path = Path(".labeling")) -> Home:
+    """The default home of a folder or URL of images: ``<base>/<its name>-<hash of all of it>``."""
+    digest = hashlib.sha256(source.root.encode()).hexdigest()[:6]
+    return Home(base / f"{source.name}-{digest}")
 
 
 @dataclass(frozen=True)
 class Environment:
     """The LABELING_* variables; they beat the plan.
 
-    model: ``None`` if not set. settings: what is set of the model settings, by field:
-        LABELING_DEVICE, LABELING_MAX_PIXELS and so on.
+    images: a folder or URL. images, model: ``None`` if not set. settings: what is set of the
+        model settings, by field: LABELING_DEVICE, LABELING_MAX_PIXELS and so on.
     """
 
     home: Path
     plan: Path
-    images: Path
+    images: str | Path | None
     model: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -110,7 +113,7 @@ class Environment:
         return cls(
             home=home,
             plan=Path(get("PLAN") or repository / "plans/sample.yaml"),
-            images=Path(get("IMAGES") or repository / SAMPLE_HOME / "dataset/images"),
+            images=get("IMAGES"),
             model=get("MODEL"),
             settings=_settings({f: value for f in ModelSettings.model_fields if (value := get(f))}),
         )

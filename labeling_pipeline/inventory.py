@@ -1,42 +1,33 @@
-"""Bring the store up to date with the files: which there are, and which are good enough.
+"""Bring the store up to date with the files: which there are, and which of them are new.
 
-Both steps do only what is due. A file with the size and time it had keeps its row and is not
-read; an image whose content was measured once is never decoded again, wherever its file lies and
-whatever the rules say later. Everything is computed before the store is opened for writing.
+No file is opened. One with the size and time it had (or the name that its storage gives to its
+content) is left alone; a new or changed one gets a row without an image, which is what cleaning
+then reads. So a million files that stayed as they are cost the listing and one join.
+
+A file that was moved or renamed is a new path: it is read once more, found to be an image that is
+known, and asked nothing again. Size and time are no proof of that: copying tools set times to
+whole seconds or keep them, and uncompressed images of one format all have one size. A wrong guess
+would put one picture's labels on another.
 """
 
-import hashlib
-import os
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.images.cleaning import (
-    ACCEPTED,
-    NEAR_DUPLICATE,
-    REJECTED,
-    CleaningRules,
-    ImageRecord,
-    inspect_image,
-    judge,
-    near_duplicates,
-)
-from labeling_pipeline.images.sources import FoundFile, scan
+from labeling_pipeline.images.manifests import read_manifest
+from labeling_pipeline.images.sources import ImageSource, SourceSettings
 from labeling_pipeline.plan import class_slug
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
-Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
+NOT_IN_MANIFEST = "not_in_manifest"
 
-UNREADABLE = "unreadable"
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_MOST_NOTES = 200
+_MOST_NAMED = 20
 
 
 class FileNote(NamedTuple):
@@ -53,13 +44,19 @@ class FileReport:
     """How the files stand, as the view ``files`` tells."""
 
     statuses: dict[str, int]  # accepted, new, rejected, skipped -> files
-    reasons: dict[str, int]  # reason -> files
-    not_accepted: tuple[FileNote, ...]  # sorted by path; without the new ones
+    skipped: dict[str, int]  # reason -> files, most frequent first
+    rejected: dict[str, int]  # the same
+    not_accepted: tuple[FileNote, ...]  # sorted by path; of each reason the first 200
 
     @property
     def total(self) -> int:
         """Number of files."""
         return sum(self.statuses.values())
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reason -> files that are skipped or rejected for it."""
+        return self.skipped | self.rejected
 
 
 @dataclass(frozen=True)
@@ -68,87 +65,85 @@ class InventorySummary:
 
     files: FileReport
     added: int
-    changed: int
+    changed: int  # in content, class or in whether they count
     removed: int
-    read: int  # files whose bytes were read and hashed
     classes_added: tuple[str, ...]
     classes_retired: tuple[str, ...]
     classes_returned: tuple[str, ...]  # had been retired
     classes_affected: tuple[str, ...]  # have files that were added or changed
+    missing: int  # files that the manifest names and the source does not have
+    first_missing: tuple[str, ...]  # the paths of some of them
 
 
-@dataclass(frozen=True)
-class CleaningSummary:
-    """What `clean` found."""
-
-    files: FileReport
-    images: int  # distinct contents that files of the dataset have
-    decoded: int
-    judged_anew: int  # known images whose verdict or cluster changed
-    unread: int  # images whose files vanished or changed since the inventory; they stay new
-
-
-@dataclass(frozen=True)
-class _FileRow:
-    """A row of ``dataset_files``."""
-
-    path: str
-    # ``class`` in the table; a keyword here.
-    class_slug: str | None
-    image_id: str | None
-    size_bytes: int
-    mtime_ns: int
-    skipped_reason: str | None
-
-    def as_row(self) -> dict[str, object]:
-        row = asdict(self)
-        row["class"] = row.pop("class_slug")
-        return row
+_CHANGES = """
+WITH compared AS (
+    SELECT
+        coalesce(f.path, k.path) AS path,
+        f.path IS NULL AS removed,
+        k.path IS NULL AS added,
+        f.class, f.size_bytes, f.mtime_ns, f.etag, f.skipped_reason,
+        coalesce(
+            f.size_bytes = k.size_bytes AND f.etag IS NOT DISTINCT FROM k.etag
+            AND (f.mtime_ns = k.mtime_ns OR f.etag IS NOT NULL), false
+        ) AS is_as_it_was,
+        f.class IS DISTINCT FROM k.class
+            OR f.skipped_reason IS DISTINCT FROM k.skipped_reason AS counts_otherwise,
+        f.mtime_ns IS DISTINCT FROM k.mtime_ns AS has_another_time,
+        k.image_id, k.unread_reason, k.unread_detail
+    FROM found f FULL JOIN dataset_files k ON f.path = k.path
+)
+SELECT
+    path, class, CASE WHEN is_as_it_was AND skipped_reason IS NULL THEN image_id END AS image_id,
+    size_bytes, mtime_ns, etag, skipped_reason,
+    CASE WHEN is_as_it_was THEN unread_reason END AS unread_reason,
+    CASE WHEN is_as_it_was THEN unread_detail END AS unread_detail,
+    removed, added, NOT added AND (NOT is_as_it_was OR counts_otherwise) AS changed
+FROM compared
+WHERE removed OR added OR counts_otherwise OR has_another_time OR NOT is_as_it_was
+"""
 
 
 def update_inventory(
     store: AnnotationStore,
-    root: Path,
+    source: ImageSource,
     plan_classes: Sequence[str] = (),
-    progress: Progress | None = None,
+    settings: SourceSettings | None = None,
     in_use: Collection[str] = (),
 ) -> InventorySummary:
-    """Bring the tables ``dataset_files`` and ``classes`` up to date with the image root.
+    """Bring the tables ``dataset_files`` and ``classes`` up to date with the source.
 
     Args:
         store: where the tables are.
-        root: the image root.
+        source: where the files are.
         plan_classes: display names of the classes that the plan names. With any, a file that
             lies in no sub-folder belongs to no class of its own; without, to the class that is
-            named like the root.
-        progress: told of every file that is read.
+            named like the source.
+        settings: how files come to their classes; default: by their folders.
         in_use: slugs of classes that are not to be retired yet.
 
     Raises:
-        ConfigurationError: the root cannot be walked, or two class names share one slug.
+        ConfigurationError: the source cannot be listed, the manifest cannot be read, or two class
+            names share one slug.
+        SourceError: the storage could not be reached.
         StoreBusyError: the store is held by another process.
     """
-    found = scan(root)
-    root_class = None if plan_classes else _folder_name(root)
-    names = _class_names(found, plan_classes, root_class)
-    known = {row.path: row for row in _stored_files(store)}
+    settings = settings or SourceSettings()  # type: ignore[call-arg]
+    found = source.scan()
+    missing: list[str] = []
+    if settings.manifest is not None:
+        manifest = read_manifest(settings.manifest, source.read_companion(settings.manifest))
+        found, missing = _classed_by(manifest, found)
+    elif settings.layout == "flat":
+        found = _with(found, "class_name", pa.nulls(len(found), pa.string()))
+    elif not plan_classes:
+        at_root = pc.and_(pc.is_null(found["class_name"]), pc.is_null(found["skipped_reason"]))
+        found = _with(found, "class_name", pc.if_else(at_root, source.name, found["class_name"]))
+    names = _class_names(found, plan_classes)
+    found = _with_slugs(found)
 
-    def class_of(file: FoundFile) -> str | None:
-        name = file.class_name or (root_class if file.skipped_reason is None else None)
-        return class_slug(name) if name else None
-
-    rows = [
-        _FileRow(f.path, class_of(f), None, f.size_bytes, f.mtime_ns, f.skipped_reason)
-        for f in found
-    ]
-    rows = [_with_known_content(row, known.get(row.path)) for row in rows]
-    to_read = [row for row in rows if row.skipped_reason is None and row.image_id is None]
-    hashes = _parallel(lambda row: _hash_file(root / row.path), to_read, progress)
-    read = {row.path: image_id for row, image_id in zip(to_read, hashes, strict=True)}
-    rows = [_with_content(row, read[row.path]) if row.path in read else row for row in rows]
-
-    changed = [row for row in rows if known.get(row.path) != row]
-    removed = sorted(known.keys() - {row.path for row in rows})
+    changes = store.query(_CHANGES, tables={"found": found})
+    gone = changes.filter(changes["removed"]).select(["path"])
+    changes = changes.filter(pc.invert(changes["removed"]))
     stored_classes = {
         row["class"]: bool(row["retired"])
         for row in store.query("SELECT class, retired FROM classes").to_pylist()
@@ -161,10 +156,14 @@ def update_inventory(
     )
     returned = sorted(s for s, gone in stored_classes.items() if gone and s in names)
 
-    if changed or removed or added_classes or retired or returned:
+    if len(changes) or len(gone) or added_classes or retired or returned:
         with store.transaction() as tx:
-            tx.insert("dataset_files", [row.as_row() for row in changed], replace=True)
-            tx.execute("DELETE FROM dataset_files WHERE path IN (SELECT unnest(?))", [removed])
+            rows = changes.drop_columns(["removed", "added", "changed"])
+            tx.insert("dataset_files", rows, replace=True)
+            tx.execute(
+                "DELETE FROM dataset_files WHERE path IN (SELECT path FROM gone)",
+                tables={"gone": gone},
+            )
             new_classes = [{"class": slug, "display_name": names[slug]} for slug in added_classes]
             tx.insert("classes", new_classes)
             for slugs, value in ((retired, True), (returned, False)):
@@ -172,217 +171,89 @@ def update_inventory(
                     "UPDATE classes SET retired = ? WHERE class IN (SELECT unnest(?))",
                     [value, slugs],
                 )
-    added = sum(row.path not in known for row in changed)
+    added = pc.sum(changes["added"]).as_py() or 0
     return InventorySummary(
         files=report_files(store),
         added=added,
-        changed=len(changed) - added,
-        removed=len(removed),
-        read=len(to_read),
+        changed=(pc.sum(changes["changed"]).as_py() or 0),
+        removed=len(gone),
         classes_added=tuple(added_classes),
         classes_retired=tuple(retired),
         classes_returned=tuple(returned),
-        classes_affected=tuple(sorted({row.class_slug for row in changed if row.class_slug})),
-    )
-
-
-def clean(
-    store: AnnotationStore,
-    root: Path,
-    rules: CleaningRules,
-    progress: Progress | None = None,
-) -> CleaningSummary:
-    """Measure the images that are new, and judge all that the dataset has.
-
-    Exact duplicates are one image with several files; the view ``files`` tells them apart.
-    Images without a file stay as they were judged last, and stand in nobody's way.
-
-    Args:
-        store: its ``dataset_files`` say which images there are.
-        root: the image root.
-        rules: thresholds; changed ones judge anew without decoding.
-        progress: told of every image that is decoded.
-
-    Raises:
-        StoreBusyError: the store is held by another process.
-    """
-    paths: dict[str, list[str]] = {}
-    for row in _stored_files(store):
-        if row.skipped_reason is None and row.image_id is not None:
-            paths.setdefault(row.image_id, []).append(row.path)
-    known = {record.image_id: record for record in _stored_images(store)}
-
-    to_decode = [(image_id, where) for image_id, where in paths.items() if image_id not in known]
-    inspected = _parallel(lambda item: _inspect_first(root, *item), to_decode, progress)
-    new = {record.image_id: record for record in inspected if record is not None}
-
-    present = [
-        new.get(image_id) or known[image_id]
-        for image_id in paths
-        if image_id in new or image_id in known
-    ]
-    verdicts = _judge_all(present, rules, {image_id: where[0] for image_id, where in paths.items()})
-    changed = [v for v in verdicts if v.image_id in known and v != known[v.image_id]]
-
-    if new or changed:
-        with store.transaction() as tx:
-            measured = [asdict(verdict) for verdict in verdicts if verdict.image_id in new]
-            # Another process may have measured the same images in between.
-            tx.insert("images", measured, replace=True)
-            numbers = {
-                row["image_id"]: row["image_number"]
-                for row in tx.query("SELECT image_id, image_number FROM images").to_pylist()
-            }
-            # With its number, an update draws none from the sequence.
-            tx.insert(
-                "images",
-                [{**asdict(v), "image_number": numbers[v.image_id]} for v in changed],
-                replace=True,
-            )
-    return CleaningSummary(
-        files=report_files(store),
-        images=len(paths),
-        decoded=len(new),
-        judged_anew=len(changed),
-        unread=len(to_decode) - len(new),
+        classes_affected=_affected(changes, names),
+        missing=len(missing),
+        first_missing=tuple(missing[:_MOST_NAMED]),
     )
 
 
 def report_files(store: AnnotationStore) -> FileReport:
     """How the files stand now."""
     counted = store.query(
-        "SELECT status, reason, count(*) AS files FROM files GROUP BY ALL ORDER BY ALL"
+        "SELECT status, reason, count(*) AS files FROM files GROUP BY ALL "
+        "ORDER BY files DESC, reason"
     ).to_pylist()
     listed = store.query(
-        "SELECT path, status, reason, detail FROM files "
-        "WHERE status IN ('skipped', 'rejected') ORDER BY path"
+        "SELECT path, status, reason, detail FROM files WHERE status IN ('skipped', 'rejected') "
+        f"QUALIFY row_number() OVER (PARTITION BY status, reason ORDER BY path) <= {_MOST_NOTES} "
+        "ORDER BY path"
     ).to_pylist()
-    statuses: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for row in counted:
-        statuses[row["status"]] += row["files"]
-        if row["reason"] is not None:
-            reasons[row["reason"]] += row["files"]
-    return FileReport(dict(statuses), dict(reasons), tuple(FileNote(**row) for row in listed))
+    statuses: dict[str, int] = {}
+    for row in sorted(counted, key=lambda row: row["status"]):
+        statuses[row["status"]] = statuses.get(row["status"], 0) + row["files"]
+    skipped, rejected = (
+        {row["reason"]: row["files"] for row in counted if row["status"] == status}
+        for status in ("skipped", "rejected")
+    )
+    return FileReport(statuses, skipped, rejected, tuple(FileNote(**row) for row in listed))
 
 
-# Files and classes ------------------------------------------------------------------------------
+# Classes ----------------------------------------------------------------------------------------
 
 
-def _stored_files(store: AnnotationStore) -> Iterator[_FileRow]:
-    columns = "path, class, image_id, size_bytes, mtime_ns, skipped_reason"
-    table = store.query(f"SELECT {columns} FROM dataset_files ORDER BY path")
-    return (_FileRow(*row.values()) for row in table.to_pylist())
-
-
-def _folder_name(root: Path) -> str:
-    return unicodedata.normalize("NFC", root.resolve().name) or "images"
-
-
-def _class_names(
-    found: Iterable[FoundFile], plan_classes: Sequence[str], root_class: str | None
-) -> dict[str, str]:
-    """Slug -> display name of all classes: the plan's first, then folders by name."""
-    counted = [file for file in found if file.skipped_reason is None]
-    folders = {file.class_name for file in counted if file.class_name is not None}
-    if root_class is not None and any(file.class_name is None for file in counted):
-        folders.add(root_class)
+def _class_names(found: pa.Table, plan_classes: Sequence[str]) -> dict[str, str]:
+    """Slug -> display name of all classes: the plan's first, then those of files by name."""
+    counted = found.filter(pc.is_null(found["skipped_reason"]))
+    of_files = sorted(pc.unique(counted["class_name"].drop_null()).to_pylist())
     names: dict[str, str] = {}
-    for name in [unicodedata.normalize("NFC", n) for n in plan_classes] + sorted(folders):
+    for name in [unicodedata.normalize("NFC", n) for n in plan_classes] + of_files:
         other = names.setdefault(class_slug(name), name)
         if other != name:
             raise ConfigurationError(
                 f"the classes {other!r} and {name!r} have the same key {class_slug(name)!r}; "
-                "rename one of the folders"
+                "rename one of them"
             )
     return names
 
 
-def _with_known_content(row: _FileRow, stored: _FileRow | None) -> _FileRow:
-    """The row with the stored image_id, if the file is as it was."""
-    if stored is None or stored.skipped_reason is not None or row.skipped_reason is not None:
-        return row
-    if (stored.size_bytes, stored.mtime_ns) != (row.size_bytes, row.mtime_ns):
-        return row
-    return replace(row, image_id=stored.image_id)
+def _with_slugs(found: pa.Table) -> pa.Table:
+    """The columns of a scan with the slug of the class in place of its name."""
+    encoded = found["class_name"].combine_chunks().dictionary_encode()
+    slugs = [class_slug(name) for name in encoded.dictionary.to_pylist()]
+    column = pa.array(slugs, pa.string()).take(encoded.indices)
+    return found.drop_columns("class_name").append_column("class", column)
 
 
-def _with_content(row: _FileRow, image_id: str | None) -> _FileRow:
-    # Not being readable may pass without a trace in size or time, so it is tried again each time.
-    return replace(row, image_id=image_id, skipped_reason=UNREADABLE if image_id is None else None)
+def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
 
 
-def _hash_file(path: Path) -> str | None:
-    """SHA-256 of a file, as `content_hash` of its bytes; None if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+def _affected(changes: pa.Table, names: dict[str, str]) -> tuple[str, ...]:
+    """The classes of the files that count and were added or changed."""
+    due = changes.filter(
+        pc.and_(pc.is_null(changes["skipped_reason"]), pc.or_(changes["added"], changes["changed"]))
+    )
+    slugs = set(pc.unique(due["class"]).to_pylist())
+    # A file without a class of its own belongs to every one.
+    return tuple(slug for slug in names if slug in slugs or None in slugs)
 
 
-# Images -----------------------------------------------------------------------------------------
-
-
-def _stored_images(store: AnnotationStore) -> Iterator[ImageRecord]:
-    columns = ", ".join(field.name for field in fields(ImageRecord))
-    table = store.query(f"SELECT {columns} FROM images")
-    return (ImageRecord(**row) for row in table.to_pylist())
-
-
-def _inspect_first(root: Path, image_id: str, paths: Sequence[str]) -> ImageRecord | None:
-    """Measure an image from the first of its files that still has its content."""
-    for path in paths:
-        try:
-            record = inspect_image((root / path).read_bytes())
-        except OSError:
-            continue
-        if record.image_id == image_id:
-            return record
-    return None
-
-
-def _judge_all(
-    records: Sequence[ImageRecord], rules: CleaningRules, path_of: dict[str, str]
-) -> list[ImageRecord]:
-    """The records with their status, reason, detail and cluster under the rules."""
-    verdicts: dict[str, ImageRecord] = {}
-    good: list[ImageRecord] = []
-    for record in records:
-        problem = judge(record, rules)
-        if problem is None:
-            good.append(record)
-        else:
-            verdicts[record.image_id] = _verdict(record, None, REJECTED, *problem)
-    stands_for = near_duplicates(good, rules) if rules.reject_near_duplicates else range(len(good))
-    for record, index in zip(good, stands_for, strict=True):
-        kept = good[index].image_id
-        if kept == record.image_id:
-            verdicts[record.image_id] = _verdict(record, kept, ACCEPTED)
-        else:
-            detail = f"looks like {path_of[kept]}, which is kept"
-            verdicts[record.image_id] = _verdict(record, kept, REJECTED, NEAR_DUPLICATE, detail)
-    return [verdicts[record.image_id] for record in records]
-
-
-def _verdict(
-    record: ImageRecord,
-    cluster: str | None,
-    status: str,
-    reason: str | None = None,
-    detail: str | None = None,
-) -> ImageRecord:
-    return replace(record, cluster=cluster, status=status, reason=reason, detail=detail)
-
-
-def _parallel(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], progress: Progress | None
-) -> list[_Result]:
-    """Results in the order of the items. Threads suffice: hashing and decoding free the GIL."""
-    results: list[_Result] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(work, items):
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(items))
-    return results
+def _classed_by(manifest: pa.Table, found: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The files with the classes of a manifest, and the paths of it that are no file."""
+    # A manifest written on another system may spell letters in another way than the disk.
+    paths = pc.utf8_normalize(found["path"], form="NFC")
+    place = pc.index_in(paths, value_set=manifest["path"])
+    unlisted = pc.if_else(pc.is_null(place), NOT_IN_MANIFEST, pa.scalar(None, pa.string()))
+    found = _with(found, "class_name", manifest["class_name"].take(place))
+    found = _with(found, "skipped_reason", pc.coalesce(found["skipped_reason"], unlisted))
+    listed = pc.is_in(manifest["path"], value_set=paths)
+    return found, manifest["path"].filter(pc.invert(listed)).to_pylist()

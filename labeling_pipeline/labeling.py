@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from labeling_pipeline.annotations import Box, Generation, State
 from labeling_pipeline.asking.questions import Answered, Conclusion, Question, Region
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
 from labeling_pipeline.asks import EntryAsks, Regions, class_names
-from labeling_pipeline.errors import ConfigurationError, ModelError
+from labeling_pipeline.errors import ConfigurationError, ModelError, SourceError
 from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.images.sources import ImageSource, read_known
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.plan import Entry, Group, Plan
 from labeling_pipeline.records import Asked, Row, model_row
@@ -77,7 +77,7 @@ def label_class(
     plan: Plan,
     entry: Entry,
     class_slug: str,
-    image_root: Path,
+    source: ImageSource,
     run_id: str,
     *,
     force: bool = False,
@@ -90,6 +90,7 @@ def label_class(
     Raises:
         ConfigurationError: no such class, or the model cannot do the task.
         ModelError: the model could not be loaded, or failed on every single image.
+        SourceError: the images cannot be reached just now; what was answered before stays.
         StoreError: the store could not be written; everything written before stays.
     """
     started = time.perf_counter()
@@ -117,7 +118,7 @@ def label_class(
     if asked.group is None:
         _record_unsupported(store, model, due, summary, str(asked.unsupported), run_id)
     else:
-        loop = _Loop(store, model, entry, asked.group, Path(image_root), run_id, summary)
+        loop = _Loop(store, model, entry, asked.group, source, run_id, summary)
         loop.run(due, asked.regions or {}, progress)
         if summary.states[State.FAILED] == summary.due > 0:
             path, error = next(iter(summary.errors.items()))
@@ -211,7 +212,7 @@ class _Loop:
         model: Model,
         entry: Entry,
         group: Group,
-        image_root: Path,
+        source: ImageSource,
         run_id: str,
         summary: ClassSummary,
     ) -> None:
@@ -219,7 +220,7 @@ class _Loop:
         self.model = model
         self.entry = entry
         self.group = group
-        self.image_root = image_root
+        self.source = source
         self.run_id = run_id
         self.summary = summary
         self._model_is_known = False
@@ -313,14 +314,14 @@ class _Loop:
         """Read an image and make its questions ready; what fails is noted on the image."""
         prepared = _Prepared(image, questions, [], [])
         try:
-            pixels = read_image(self.image_root / image.path)
+            pixels = read_image(read_known(self.source, image.path, image.asked.image_id))
             image.size_px = (pixels.shape[1], pixels.shape[0])
             for question in questions:
                 references = self.entry.references.get(image.path, ())
                 request = request_of(self.entry, question, pixels, references)
                 prepared.prepared.append(self.model.prepare(request))
                 prepared.sizes_px.append(request.size_px)
-        except (ModelError, ConfigurationError):
+        except (ModelError, ConfigurationError, SourceError):
             raise
         except Exception as error:  # whatever one image does to a decoder or a processor
             image.error = error

@@ -27,7 +27,8 @@ from pydantic import (
 
 from labeling_pipeline.annotations import Box
 from labeling_pipeline.errors import PlanError
-from labeling_pipeline.images.cleaning import CleaningRules
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import SourceSettings
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, find_card, model_for, require_task
@@ -203,19 +204,20 @@ class Automation(BaseModel):
 
 
 class Plan(BaseModel):
-    """A validated labeling plan. ``source`` is the file it came from."""
+    """A validated labeling plan. ``file`` is what it was read from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entries: tuple[Entry, ...]
     model: str = EMBEDDED
     runtime: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
+    source: SourceSettings = Field(default_factory=SourceSettings)  # type: ignore[arg-type]
     cleaning: CleaningRules = Field(default_factory=CleaningRules)  # type: ignore[arg-type]
-    ground_truth: str | None = Field(None, description="COCO file, relative to the image root")
+    ground_truth: str | None = Field(None, description="COCO file, relative to the images")
     actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
     checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
     automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]
-    source: str = "plan"
+    file: str = "plan"
 
     @field_validator("entries")
     @classmethod
@@ -239,6 +241,15 @@ class Plan(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_flat(self) -> Self:
+        if self.source.layout == "flat" and not self.class_names:
+            raise ValueError(
+                "expected source.layout flat with classes, got none: name them under `classes` or "
+                "`ask` of an entry"
+            )
+        return self
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Display names that the plan spells out, in order of first mention."""
@@ -254,7 +265,7 @@ class Plan(BaseModel):
             if entry.name == name:
                 return entry
         known = ", ".join(entry.name for entry in self.entries)
-        raise PlanError(f"{self.source}: no entry is called {name!r}; there are: {known}")
+        raise PlanError(f"{self.file}: no entry is called {name!r}; there are: {known}")
 
     def source_of(self, entry: Entry) -> Entry | None:
         """The entry that another one goes on from."""
@@ -340,8 +351,8 @@ def load_plan(path: Path) -> Plan:
     return parse_plan(text, str(path))
 
 
-def parse_plan(text: str, source: str = "plan") -> Plan:
-    """Read a plan from a string; ``source`` is what errors call it.
+def parse_plan(text: str, file: str = "plan") -> Plan:
+    """Read a plan from a string; ``file`` is what errors call it.
 
     Raises:
         PlanError: as ``load_plan``.
@@ -351,43 +362,43 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
         data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PlanError(f"{source}:{line}: expected valid YAML: {error.problem}") from error
+        raise PlanError(f"{file}:{line}: expected valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError) as error:
         # A control character, or a date that is none.
-        raise PlanError(f"{source}:1: expected valid YAML: {error}") from error
+        raise PlanError(f"{file}:1: expected valid YAML: {error}") from error
     if not isinstance(data, dict):
         got = "nothing" if data is None else type(data).__name__
-        raise PlanError(f"{source}:1: expected a mapping with `entries`, got {got}")
-    if "source" in data:
-        problem = {"type": "extra_forbidden", "loc": ("source",)}
-        raise PlanError(_explain(problem, root, source))
+        raise PlanError(f"{file}:1: expected a mapping with `entries`, got {got}")
+    if "file" in data:
+        problem = {"type": "extra_forbidden", "loc": ("file",)}
+        raise PlanError(_explain(problem, root, file))
     try:
-        return Plan.model_validate({**data, "source": source})
+        return Plan.model_validate({**data, "file": file})
     except ValidationError as error:
-        lines = [_explain(problem, root, source) for problem in error.errors()]
+        lines = [_explain(problem, root, file) for problem in error.errors()]
         raise PlanError("\n".join(lines)) from None
 
 
-def _explain(problem: Any, root: yaml.Node | None, source: str) -> str:
+def _explain(problem: Any, root: yaml.Node | None, file: str) -> str:
     """One validation problem as ``file:line: where: expected ..., got ...``."""
     location = [part for part in problem["loc"] if part != "[key]"]
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     line = _line_of(root, location)
     kind, context, got = problem["type"], problem.get("ctx", {}), problem.get("input")
     if kind == "missing":
-        return f"{source}:{line}: {where}: expected a value here, got none"
+        return f"{file}:{line}: {where}: expected a value here, got none"
     if kind == "extra_forbidden":
         sections = [part for part in location[:-1] if part in _SECTIONS]
         model: Any = _SECTIONS[sections[-1]] if sections else Plan
-        known = ", ".join(name for name in model.model_fields if name != "source")
-        return f"{source}:{line}: {where}: expected one of the keys {known}, got {location[-1]!r}"
+        known = ", ".join(name for name in model.model_fields if name != "file")
+        return f"{file}:{line}: {where}: expected one of the keys {known}, got {location[-1]!r}"
     if kind == "value_error":
-        return f"{source}:{line}: {where + ': ' if where else ''}{context['error']}"
+        return f"{file}:{line}: {where + ': ' if where else ''}{context['error']}"
     message = str(problem["msg"])
     message = message.removeprefix("Input should be ").replace("String should", "text that should")
     message = message.replace("a valid tuple", "a list")
     message = re.sub(r"a valid dictionary.*", "a mapping", message)
-    return f"{source}:{line}: {where}: expected {message}, got {got!r}"
+    return f"{file}:{line}: {where}: expected {message}, got {got!r}"
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -396,6 +407,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "actions": Actions,
     "automation": Automation,
     "checks": Checks,
+    "source": SourceSettings,
     "cleaning": CleaningRules,
     "runtime": ModelSettings,
 }

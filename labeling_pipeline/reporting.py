@@ -54,6 +54,7 @@ from labeling_pipeline.evaluation.report import (
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.results import thresholds
@@ -79,13 +80,8 @@ class EntryEvaluation:
     keypoints: KeypointEvaluation | None
 
 
-def ground_truth_path(plan: Plan, image_root: Path) -> Path | None:
-    """Where the plan's ground truth lies, if it names any."""
-    return (image_root / plan.ground_truth).resolve() if plan.ground_truth else None
-
-
 def evaluate_entries(
-    store: AnnotationStore, plan: Plan, image_root: Path
+    store: AnnotationStore, plan: Plan, source: ImageSource
 ) -> dict[str, EntryEvaluation]:
     """Entry -> evaluation over every asked label on every accepted image the truth covers.
 
@@ -95,10 +91,9 @@ def evaluate_entries(
     Raises:
         ConfigurationError: the plan names a ground truth that cannot be read.
     """
-    path = ground_truth_path(plan, image_root)
-    if path is None:
+    if plan.ground_truth is None:
         return {}
-    truth = read_coco(path)
+    truth = read_coco(plan.ground_truth, source.read_companion(plan.ground_truth))
     keys = model_keys(plan)
     outcomes = current_outcomes(store, keys)
     outcomes = outcomes[outcomes["state"] != "unsupported"]
@@ -207,7 +202,7 @@ def write_agreement(folder: Path, agreement: Agreement) -> None:
         write_if_changed(folder / f"{name}.csv", text.encode())
 
 
-def draw_disagreements(agreement: Agreement, image_root: Path) -> np.ndarray | None:
+def draw_disagreements(agreement: Agreement, source: ImageSource) -> np.ndarray | None:
     """The images that most disagree, a row each: what the one entry found beside the other.
 
     Returns:
@@ -218,7 +213,7 @@ def draw_disagreements(agreement: Agreement, image_root: Path) -> np.ndarray | N
     """
     panels, titles = [], []
     for image in agreement.disagreements.head(_MOST_DRAWN).to_dict("records"):
-        pixels = read_image(image_root / image["path"])
+        pixels = read_image(source.read(image["path"]))
         same = [agreement.boxes[key] == image[key] for key in _COMPARED]
         pieces = agreement.boxes[np.logical_and.reduce(same)]
         for side, columns in SIDE_COLUMNS.items():
@@ -383,10 +378,10 @@ def _with_image_ids(truths: pd.DataFrame, image_of: dict[str, str]) -> pd.DataFr
 
 
 def write_report(
-    store: AnnotationStore, plan: Plan, image_root: Path, home: Home, now: datetime
+    store: AnnotationStore, plan: Plan, source: ImageSource, home: Home, now: datetime
 ) -> Path:
     """Write ``report.html`` over everything; returns its path."""
-    evaluations = evaluate_entries(store, plan, image_root)
+    evaluations = evaluate_entries(store, plan, source)
     predictions = stored_action_predictions(store)
     actions = evaluate_actions(predictions)
     reasons = why_not_predicted(actions)
@@ -394,7 +389,7 @@ def write_report(
     data = ReportData(
         title=f"Annotation report: {home.path.resolve().name}",
         generated_at=now,
-        image_root=str(image_root),
+        image_root=source.root,
         images=files.statuses.get("accepted", 0),
         coverage=coverage_rows(class_table(store, plan)),
         rejects=tuple(
@@ -409,7 +404,7 @@ def write_report(
             )
             for entry, evaluation in evaluations.items()
         ),
-        agreement=_agreement_report(store, plan, image_root),
+        agreement=_agreement_report(store, plan, source),
         actions=(
             ActionReport(actions, _pictures(action_figures(predictions, actions)))
             if actions.accuracy_all is not None
@@ -417,7 +412,7 @@ def write_report(
         ),
         examples=_examples(store, home),
         models=_models_used(store, plan),
-        plan=Path(plan.source).read_text(encoding="utf-8") if Path(plan.source).is_file() else "",
+        plan=Path(plan.file).read_text(encoding="utf-8") if Path(plan.file).is_file() else "",
         absent={"actions": f"Action recognition: {reasons}."} if reasons else {},
     )
     path = home.reports / "report.html"
@@ -437,12 +432,12 @@ def _pictures(figures: dict[str, bytes]) -> tuple[Picture, ...]:
 
 
 def _agreement_report(
-    store: AnnotationStore, plan: Plan, image_root: Path
+    store: AnnotationStore, plan: Plan, source: ImageSource
 ) -> AgreementReport | None:
     measured = measure_agreement(store, plan)
     if measured.per_class.empty:
         return None
-    pixels = draw_disagreements(measured, image_root)
+    pixels = draw_disagreements(measured, source)
     if pixels is None:
         return AgreementReport(measured)
     buffer = io.BytesIO()

@@ -19,6 +19,7 @@ from labeling_pipeline.export.class_json import (
 )
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.labeling import Progress
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -58,7 +59,7 @@ def thresholds(plan: Plan) -> dict[str, float]:
 
 
 def export_class(
-    store: AnnotationStore, plan: Plan, class_slug: str, image_root: Path, results: Path
+    store: AnnotationStore, plan: Plan, class_slug: str, source: ImageSource, results: Path
 ) -> ExportSummary:
     """Write the JSON files of one class; one that would not change is left alone."""
     display_name = class_names(store)[class_slug]
@@ -69,9 +70,9 @@ def export_class(
     for position, entry in enumerate(covering_entries(plan, display_name)):
         own = annotations[(annotations["entry"] == entry.name) & annotations["belongs"]]
         if entry.skeleton is not None:
-            document = build_posture_document(display_name, images, own, image_root, entry.skeleton)
+            document = build_posture_document(display_name, images, own, source, entry.skeleton)
         else:
-            document = build_box_document(entry.task, display_name, images, own, image_root)
+            document = build_box_document(entry.task, display_name, images, own, source)
         path = export_path(results, class_slug, entry.name, first=position == 0)
         written += write_class_json(path, document)
         files[path] = (len(document["images"]), len(document["annotations"]))
@@ -82,7 +83,7 @@ def draw_class(
     store: AnnotationStore,
     plan: Plan,
     class_slug: str,
-    image_root: Path,
+    source: ImageSource,
     results: Path,
     *,
     progress: Progress = lambda done, total: None,
@@ -109,7 +110,7 @@ def draw_class(
         shown[name] = hashlib.sha256(repr((image.image_id, found)).encode()).hexdigest()[:16]
         if known.get(name) != shown[name] or not (folder / name).exists():
             picture = draw_annotations(
-                read_image(image_root / image.path), found, title=Path(image.path).name
+                read_image(source.read(image.path)), found, title=Path(image.path).name
             )
             write_jpeg(folder / name, picture)
             drawn += 1

@@ -1,15 +1,18 @@
-"""The image root as a Dagster resource."""
+"""Where the images lie, as a Dagster resource."""
 
-from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+from labeling_pipeline.images.sources import ImageSource, open_source
+
 
 class ImageSourceResource(dg.ConfigurableResource):
-    """The folder that holds one sub-folder of images per class."""
+    """A folder or URL, and what fsspec takes for the URL."""
 
     root: str
+    options: dict[str, Any] = {}  # noqa: RUF012, pydantic copies it
 
-    def path(self) -> Path:
-        """The image root, absolute."""
-        return Path(self.root).resolve()
+    def open(self) -> ImageSource:
+        """The source; connects when it is first listed or read."""
+        return open_source(self.root, self.options)

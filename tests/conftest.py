@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import logging
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +29,36 @@ def no_network(monkeypatch, request):
         return real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server of this process; returns its URL."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An empty bucket: its URL, the options that reach it, and a file system to fill it with."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    options = {"endpoint_url": s3_server}
+    files = s3fs.S3FileSystem(**options, use_listings_cache=False, skip_instance_cache=True)
+    name = f"bucket-{next(_BUCKETS)}"
+    files.mkdir(name)
+    return SimpleNamespace(url=f"s3://{name}", options=options, files=files, name=name)
+
+
+_BUCKETS = itertools.count()
 
 
 @pytest.fixture

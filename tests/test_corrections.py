@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from labeling_pipeline.__main__ import app
 from labeling_pipeline.asks import due_work, model_keys
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.corrections import ImportSummary, export_corrections, import_corrections
 from labeling_pipeline.errors import CorrectionsError
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import Plan, parse_plan
 from labeling_pipeline.reporting import (
@@ -47,14 +49,15 @@ class Project:
     def __init__(self, folder: Path, *entries: str, home: str = "home") -> None:
         self.folder = folder
         self.root = folder / "images"
+        self.source = open_source(self.root)
         self.entries = entries or (OBJECT,)
         self.store = AnnotationStore(folder / home / "annotations.duckdb")
         for number, path in enumerate(("cat/0.png", "cat/1.png", "dog/0.png")):
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             scene = draw_scene(np.random.default_rng(number), 120, 90).image
             Image.fromarray(scene).resize(SIZE).save(self.root / path)
-        update_inventory(self.store, self.root)
-        clean(self.store, self.root, CleaningRules(reject_near_duplicates=False))
+        update_inventory(self.store, self.source)
+        clean(self.store, self.source, CleaningRules(only_flag=("near_duplicate",)))
         self.plan = self.plan_of({"cat": [LEFT, RIGHT]})
 
     def plan_of(self, boxes: dict[str, Any], **entry: Any) -> Plan:
@@ -68,7 +71,7 @@ class Project:
         for name in entries or [entry.name for entry in plan.entries]:
             for slug in ("cat", "dog"):
                 entry = plan.entry(name)
-                label_class(self.store, plan, entry, slug, self.root, "run", **options)
+                label_class(self.store, plan, entry, slug, self.source, "run", **options)
 
     def read(self, *items: dict[str, Any], plan: Plan | None = None) -> ImportSummary:
         """Import a file with these corrections; each is Ann's, of entry object and label cat, on
@@ -79,7 +82,7 @@ class Project:
     def read_text(self, text: str, **options: Any) -> ImportSummary:
         file = self.folder / "corrections.json"
         file.write_text(text)
-        return import_corrections(self.store, self.plan, file, self.root, **options)
+        return import_corrections(self.store, self.plan, file, self.source, **options)
 
     def view(self, plan: Plan | None = None, entry: str = "object") -> list[tuple[Any, ...]]:
         """(path, class, label, box to whole pixels, author) of what holds."""
@@ -554,10 +557,10 @@ def test_a_home_without_a_store_is_named(project: Project, run):
 def test_files_and_pictures_show_what_people_gave(project: Project):
     project.label()
     results = project.folder / "results"
-    draw_class(project.store, project.plan, "cat", project.root, results)
+    draw_class(project.store, project.plan, "cat", project.source, results)
     project.read(ADD, CHANGE, DELETE)
-    assert draw_class(project.store, project.plan, "cat", project.root, results).drawn == 1
-    export_class(project.store, project.plan, "cat", project.root, results)
+    assert draw_class(project.store, project.plan, "cat", project.source, results).drawn == 1
+    export_class(project.store, project.plan, "cat", project.source, results)
     document = json.loads((results / "cat/cat.json").read_text())
     shown = [(a["bbox"], a["confidence"], a.get("corrected_by")) for a in document["annotations"]]
     assert shown == [

@@ -10,7 +10,10 @@ from labeling_pipeline.home import Environment
 from labeling_pipeline.plan import parse_plan
 
 REPOSITORY = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "sklearn", "matplotlib", "supervision", "cv2")
+HEAVY = (
+    *("torch", "transformers", "sklearn", "matplotlib", "supervision", "cv2"),
+    *("fsspec", "s3fs", "aiobotocore", "botocore"),
+)
 
 
 def test_loading_the_definitions_imports_nothing_heavy():

@@ -5,6 +5,7 @@ import pytest
 
 from labeling_pipeline.errors import ConfigurationError, HomeError
 from labeling_pipeline.home import SAMPLE_HOME, Environment, Home, home_for
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.plan import parse_plan
 from resources.vision_model import VisionModelResource
@@ -62,19 +63,19 @@ def test_a_home_serves_its_own_image_root_again(
     tmp_path: Path, pets: Path, again: Callable[[Path], Path]
 ):
     home = Home(tmp_path / "home")
-    home.claim(pets)
+    home.claim(open_source(pets))
     before = (home.path / "home.json").read_bytes()
-    home.claim(again(pets))
+    home.claim(open_source(again(pets)))
     assert (home.path / "home.json").read_bytes() == before
     assert [path.name for path in home.path.iterdir()] == ["home.json"]
 
 
 def test_another_image_root_is_refused_naming_both_and_the_fix(tmp_path: Path, pets: Path):
     home = Home(tmp_path / "home")
-    home.claim(pets)
+    home.claim(open_source(pets))
     (tmp_path / "cars").mkdir()
     with pytest.raises(HomeError) as caught:
-        home.claim(tmp_path / "cars")
+        home.claim(open_source(tmp_path / "cars"))
     message = str(caught.value)
     for part in (home.path, pets, tmp_path / "cars", home.path / "home.json", "LABELING_HOME"):
         assert str(part) in message
@@ -82,12 +83,12 @@ def test_another_image_root_is_refused_naming_both_and_the_fix(tmp_path: Path, p
 
 def test_the_fix_that_is_named_for_a_moved_folder_works(tmp_path: Path, pets: Path):
     home = Home(tmp_path / "home")
-    home.claim(pets)
+    home.claim(open_source(pets))
     moved = pets.rename(tmp_path / "animals")
     with pytest.raises(HomeError):
-        home.claim(moved)
+        home.claim(open_source(moved))
     (home.path / "home.json").unlink()
-    home.claim(moved)
+    home.claim(open_source(moved))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_an_image_root_that_is_no_folder_is_refused_and_claims_nothing(
     make(root)
     home = Home(tmp_path / "home")
     with pytest.raises(ConfigurationError, match=f"found {found}.*LABELING_IMAGES"):
-        home.claim(root)
+        home.claim(open_source(root))
     assert not home.path.exists()
 
 
@@ -115,21 +116,43 @@ def test_the_default_home_of_a_folder_is_the_same_however_it_is_named(
     tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    expected = home_for(pets)
+    expected = home_for(open_source(pets))
     assert expected.path.parent == Path(".labeling")
     assert expected.path.name.startswith("pets-")
-    assert home_for(Path("pets")) == expected
-    assert home_for(pets / "." / ".." / "pets") == expected
+    assert home_for(open_source(Path("pets"))) == expected
+    assert home_for(open_source(pets / "." / ".." / "pets")) == expected
 
 
 def test_folders_of_one_name_in_different_places_have_different_homes(tmp_path: Path):
-    first, second = home_for(tmp_path / "a" / "images"), home_for(tmp_path / "b" / "images")
+    first, second = (
+        home_for(open_source(tmp_path / "a" / "images")),
+        home_for(open_source(tmp_path / "b" / "images")),
+    )
     assert first.path.name.split("-")[0] == second.path.name.split("-")[0] == "images"
     assert first != second
 
 
 def test_the_root_of_the_file_system_has_a_home_with_a_name():
-    assert home_for(Path("/")).path.name.startswith("root-")
+    assert home_for(open_source(Path("/"))).path.name.startswith("root-")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://bucket/2024/pets/", "pets"),
+        ("s3://bucket", "bucket"),
+        ("zip::s3://bucket/v1.2/pets.zip", "pets"),
+        ("zip://cats::s3://bucket/pets.zip", "cats"),
+    ],
+)
+def test_a_url_has_a_home_of_its_own(tmp_path: Path, url: str, name: str):
+    assert home_for(open_source(url)).path.name.startswith(f"{name}-")
+    assert home_for(open_source(url)) != home_for(open_source(f"{url}x"))
+    home = Home(tmp_path / "home")
+    home.claim(open_source(url, {"anon": True}))
+    home.claim(open_source(url))
+    with pytest.raises(HomeError):
+        home.claim(open_source("s3://other/pets"))
 
 
 # The Dagster instance
@@ -154,7 +177,7 @@ def test_without_variables_the_sample_dataset_is_meant(tmp_path: Path):
     assert Environment.read(tmp_path) == Environment(
         home=tmp_path / SAMPLE_HOME,
         plan=tmp_path / "plans/sample.yaml",
-        images=tmp_path / SAMPLE_HOME / "dataset/images",
+        images=None,
         model=None,
         settings={},
     )
@@ -165,7 +188,7 @@ def test_without_variables_the_sample_dataset_is_meant(tmp_path: Path):
     [
         ("HOME", "/data/home", "home", Path("/data/home")),
         ("PLAN", "/data/plan.yaml", "plan", Path("/data/plan.yaml")),
-        ("IMAGES", "/data/images", "images", Path("/data/images")),
+        ("IMAGES", "s3://photos/pets", "images", "s3://photos/pets"),
         ("MODEL", "rex-omni", "model", "rex-omni"),
         *((name.upper(), text, "settings", {name: v}) for name, (text, v) in SETTINGS.items()),
     ],

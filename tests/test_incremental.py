@@ -10,8 +10,10 @@ import yaml
 from PIL import Image
 
 from labeling_pipeline.asks import due_work, model_keys
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.cleaning import clean
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import Plan, parse_plan
 from labeling_pipeline.results import thresholds
@@ -36,6 +38,7 @@ class Dataset:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.root = folder / "images"
+        self.source = open_source(self.root)
         self.store = AnnotationStore(folder / "annotations.duckdb")
         for number, name in enumerate(BOXES):
             self.add(name, 10 * number)
@@ -62,13 +65,13 @@ class Dataset:
 
     def label(self, plan: Plan) -> Asked:
         """Label every entry and class; what that asked."""
-        update_inventory(self.store, self.root, plan.class_names)
-        clean(self.store, self.root, CleaningRules(reject_near_duplicates=False))
+        update_inventory(self.store, self.source, plan.class_names)
+        clean(self.store, self.source, CleaningRules(only_flag=("near_duplicate",)))
         before = self.asked(plan)
         classes = self.store.query("SELECT class FROM classes WHERE NOT retired ORDER BY 1")
         for entry in plan.entries:
             for class_slug in classes["class"].to_pylist():
-                label_class(self.store, plan, entry, class_slug, self.root, "run")
+                label_class(self.store, plan, entry, class_slug, self.source, "run")
         assert not due_work(self.store, plan).due
         return self.asked(plan) - before
 

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.asks import class_names, model_keys
-from labeling_pipeline.errors import ConfigurationError, ModelError
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.cleaning import clean
+from labeling_pipeline.errors import ConfigurationError, ModelError, SourceError
+from labeling_pipeline.images.opening import Stamp
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import FolderSource, open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import ClassSummary, ask, label_class
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.plan import Entry, parse_plan
@@ -18,7 +21,7 @@ from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import Request, Task
 
-RULES = CleaningRules(reject_near_duplicates=False)
+RULES = CleaningRules(only_flag=("near_duplicate",))
 SIZE = (96, 72)
 POISON = (80, 60)
 CAT_BOXES = [[100, 200, 300, 400], [500, 500, 999, 999]]
@@ -36,6 +39,7 @@ class Project:
     def __init__(self, folder: Path, script: dict[str, Any], entry: str, batch_size: int) -> None:
         self.root = folder / "images"
         self.root.mkdir()
+        self.source = open_source(self.root)
         self.log = folder / "asked.jsonl"
         script_file = folder / "script.json"
         script_file.write_text(json.dumps(script | {"log": str(self.log)}))
@@ -47,15 +51,15 @@ class Project:
         self.store = AnnotationStore(folder / "home" / "annotations.duckdb")
 
     def ingest(self, store: AnnotationStore | None = None) -> None:
-        update_inventory(store or self.store, self.root, self.plan.class_names)
-        clean(store or self.store, self.root, RULES)
+        update_inventory(store or self.store, self.source, self.plan.class_names)
+        clean(store or self.store, self.source, RULES)
 
     def label(
         self, slug: str, store: AnnotationStore | None = None, **options: Any
     ) -> ClassSummary:
         entry = self.plan.entry("object")
         return label_class(
-            store or self.store, self.plan, entry, slug, self.root, "run-1", **options
+            store or self.store, self.plan, entry, slug, self.source, "run-1", **options
         )
 
     def asked(self) -> int:
@@ -382,7 +386,7 @@ def two_steps(tmp_path: Path, **classes: int) -> Project:
 
 def pose(project: Project, slug: str) -> ClassSummary:
     entry = project.plan.entry("pose")
-    return label_class(project.store, project.plan, entry, slug, project.root, "run-2")
+    return label_class(project.store, project.plan, entry, slug, project.source, "run-2")
 
 
 def test_an_entry_in_two_steps_looks_closely_at_what_another_entry_found(tmp_path: Path):
@@ -476,7 +480,7 @@ def named_by_another(tmp_path: Path, words: str, vocabulary: list[str] | None = 
 
 def things(project: Project) -> ClassSummary:
     entry = project.plan.entry("thing")
-    return label_class(project.store, project.plan, entry, "zoo", project.root, "run-2")
+    return label_class(project.store, project.plan, entry, "zoo", project.source, "run-2")
 
 
 WORD = "<|object_ref_start|>{}<|object_ref_end|><|box_start|><1><2><300><400><|box_end|>"
@@ -580,7 +584,7 @@ def test_if_every_image_fails_so_does_the_class_and_the_failures_are_recorded(tm
     assert project.rows("SELECT count(*) FROM generations") == [(0,)]
 
 
-@pytest.mark.parametrize("damage", ["removed", "emptied", "a folder"])
+@pytest.mark.parametrize("damage", ["removed", "emptied", "a folder", "another picture"])
 def test_an_image_lost_since_cleaning_costs_that_image(tmp_path: Path, damage: str):
     project = folders(tmp_path, cat=3)
     path = project.root / "cat/1.png"
@@ -589,10 +593,28 @@ def test_an_image_lost_since_cleaning_costs_that_image(tmp_path: Path, damage: s
         path.touch()
     elif damage == "a folder":
         path.mkdir()
+    elif damage == "another picture":
+        put(path, 99)
     summary = project.label("cat")
     assert dict(summary.states) == {"found": 2, "failed": 1}
     assert list(summary.errors) == ["cat/1.png"]
     assert [row[2] for row in project.states()] == ["found", "failed", "found"]
+
+
+def test_images_that_cannot_be_reached_just_now_are_no_failed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    project = folders(tmp_path, cat=3)
+
+    def read(self: FolderSource, path: str, expected: Stamp | None = None) -> bytes:
+        raise SourceError("no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", read)
+        with pytest.raises(SourceError, match="no network"):
+            project.label("cat")
+    assert project.states() == []
+    assert project.label("cat").states == {"found": 3}
 
 
 def test_two_runs_that_race_over_the_same_images_record_each_once(tmp_path: Path):

@@ -116,7 +116,7 @@ def test_a_model_that_only_reads_text_is_refused_for_anything_else():
 def test_every_plan_that_is_shipped_is_valid_and_names_models_that_exist(path: Path):
     plan = load_plan(path)
     plan.check_models()
-    assert plan.source == str(path)
+    assert plan.file == str(path)
     assert plan.entries
 
 
@@ -182,8 +182,8 @@ MISTAKES = {
         *(2, "actions.fold", "one of the keys entry, folds, seed", "'fold'"),
     ),
     "a key that is ours": Mistake(
-        "entries: [{name: a, task: detection}]\nsource: me\n",
-        *(2, "source", "one of the keys entries, ", "'source'"),
+        "entries: [{name: a, task: detection}]\nfile: me\n",
+        *(2, "file", "one of the keys entries, ", "'file'"),
     ),
     "a missing key": Mistake(entry_with(), 2, "entries[0].task", "a value here", "none"),
     "no entries": Mistake("model: rex-omni\n", 1, "entries", "a value here", "none"),

@@ -20,9 +20,11 @@ from typer.testing import CliRunner
 from labeling_pipeline.__main__ import app
 from labeling_pipeline.annotations import Generation, LabelAnswer, ParsedAnswer, State
 from labeling_pipeline.asks import class_names, model_keys
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.errors import StoreError
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.models.florence2 import Florence2
 from labeling_pipeline.models.registry import _load, find_card
@@ -67,6 +69,7 @@ class Dataset:
     def __init__(self, folder: Path, plan: Plan, per_class: int = 2) -> None:
         self.folder = folder
         self.root = folder / "images"
+        self.source = open_source(self.root)
         self.plan = plan
         self.store = AnnotationStore(folder / "annotations.duckdb")
         for number in range(2 * per_class):
@@ -74,13 +77,13 @@ class Dataset:
             path.parent.mkdir(parents=True, exist_ok=True)
             scene = draw_scene(np.random.default_rng(number), 120, 90).image
             Image.fromarray(scene).resize(SIZES[number % 3 == 0]).save(path)
-        update_inventory(self.store, self.root, plan.class_names)
-        clean(self.store, self.root, CleaningRules(reject_near_duplicates=False))
+        update_inventory(self.store, self.source, plan.class_names)
+        clean(self.store, self.source, CleaningRules(only_flag=("near_duplicate",)))
 
     def label(self, run_id: str = "asked", **options: Any) -> None:
         for entry in self.plan.entries:
             for slug in class_names(self.store):
-                label_class(self.store, self.plan, entry, slug, self.root, run_id, **options)
+                label_class(self.store, self.plan, entry, slug, self.source, run_id, **options)
 
     def rederive(self, run_id: str = "read again", **options: Any) -> RederivationSummary:
         return rederive(self.store, self.plan, run_id, **options)

@@ -56,6 +56,24 @@ def test_a_folder_is_labeled_from_the_command_line(run, plan, image_root, tmp_pa
     assert "Generations in this run: 0" in again.stdout
 
 
+def test_an_archive_that_the_plan_names_is_labeled_from_the_command_line(
+    run, plan, image_root, tmp_path
+):
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", image_root)
+    path = Path(plan(boxes={"cat": [[0, 0, 500, 500]]}))
+    text = path.read_text()
+    path.write_text(f"source: {{url: {archive}}}\n{text}")
+    result = run("--plan", str(path), "--class", "cat")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "12 accepted" in result.stdout
+    assert f"LABELING_IMAGES=zip::file://{archive}" in result.stdout
+
+    path.write_text(text)
+    result = run("--plan", str(path))
+    assert result.returncode == 1
+    assert "name it on the command line, in LABELING_IMAGES or as source.url" in result.stdout
+
+
 def test_a_failed_class_gives_exit_code_1_and_the_command_that_re_runs_it(run, plan, image_root):
     result = run(str(image_root), "--plan", plan(fail_size_px=[130, 100]))
     assert result.returncode == 1

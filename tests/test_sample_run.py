@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.reporting import evaluate_entries, evaluate_stored_actions
@@ -52,7 +53,7 @@ def store(labeled):
 
 
 def test_boxes_agree_with_the_ground_truth(store, dataset):
-    evaluation = evaluate_entries(store, load_plan(PLAN), dataset.image_root)["object"]
+    evaluation = evaluate_entries(store, load_plan(PLAN), open_source(dataset.image_root))["object"]
     accepted = report_files(store).statuses["accepted"] - len(list(pages(dataset)))
     assert len(evaluation.boxes.judged_images) == accepted >= 9 * 12
     assert evaluation.boxes.overall.f1 >= 0.90
@@ -77,7 +78,7 @@ def test_the_pages_are_read_line_by_line_and_nothing_else_is(store, dataset):
             total += len(true)
     assert total > 500
     assert errors / total < 0.03
-    evaluation = evaluate_entries(store, load_plan(PLAN), dataset.image_root)["text"]
+    evaluation = evaluate_entries(store, load_plan(PLAN), open_source(dataset.image_root))["text"]
     assert evaluation.boxes.overall.f1 >= 0.95
 
 

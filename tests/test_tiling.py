@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.annotations import Box, box_iou
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.cleaning import clean
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import parse_plan
 from labeling_pipeline.sample.scenes import SHAPES, draw_scene
@@ -34,11 +36,12 @@ def test_tiles_find_what_is_small_in_a_large_image_and_count_nothing_twice(tmp_p
     Image.fromarray(scene.image).save(root / "large.png")
     plan = parse_plan(PLAN)
     store = AnnotationStore(tmp_path / "annotations.duckdb")
-    update_inventory(store, root, plan.class_names)
-    clean(store, root, CleaningRules(max_aspect=20))
+    source = open_source(root)
+    update_inventory(store, source, plan.class_names)
+    clean(store, source, CleaningRules(max_aspect=20))
     found: dict[str, int] = {}
     for entry in plan.entries:
-        label_class(store, plan, entry, "circle", root, "run")
+        label_class(store, plan, entry, "circle", source, "run")
         rows = store.query(
             "SELECT label, x0_px, y0_px, x1_px, y1_px FROM annotations WHERE entry = $1",
             (entry.name,),

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -51,15 +51,18 @@ class GroundTruth:
         return file_names.isin(self.file_names) & labels.isin(self.labels)
 
 
-def read_coco(path: Path | str) -> GroundTruth:
+def read_coco(path: str, data: bytes) -> GroundTruth:
     """Read a COCO file.
 
+    Args:
+        path: what errors call it.
+        data: its bytes, UTF-8.
+
     Raises:
-        ConfigurationError: there is no such file, or it is not what COCO prescribes. The message
-            says where, what was expected and what came.
+        ConfigurationError: it is not what COCO prescribes. The message says where, what was
+            expected and what came.
     """
-    path = Path(path)
-    document = _load(path)
+    document = _load(path, data)
     images = _by_id(path, document, "images")
     categories = _by_id(path, document, "categories")
     file_names = {
@@ -106,19 +109,9 @@ def read_coco(path: Path | str) -> GroundTruth:
     )
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _load(path: str, data: bytes) -> Mapping[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"There is no ground truth at {path}. Expected a COCO JSON file there. "
-            "Correct the path, or leave the ground truth out of the configuration."
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(
-            f"The ground truth {path} cannot be read: {error.strerror or error}. "
-            "Expected a readable COCO JSON file."
-        ) from error
+        document = json.loads(data)
     except ValueError as error:
         raise ConfigurationError(
             f"The ground truth {path} is not valid JSON: {error}. Expected a COCO file. {_FIX}"
@@ -128,7 +121,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _invalid(path: Path, where: str, expected: str, got: object) -> ConfigurationError:
+def _invalid(path: str, where: str, expected: str, got: object) -> ConfigurationError:
     shown = repr(got)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return ConfigurationError(
@@ -136,14 +129,14 @@ def _invalid(path: Path, where: str, expected: str, got: object) -> Configuratio
     )
 
 
-def _list(path: Path, document: Mapping[str, Any], key: str) -> Sequence[Any]:
+def _list(path: str, document: Mapping[str, Any], key: str) -> Sequence[Any]:
     value = document.get(key)
     if not isinstance(value, list):
         raise _invalid(path, key, "a list (an empty one is fine)", value)
     return value
 
 
-def _by_id(path: Path, document: Mapping[str, Any], key: str) -> dict[Any, Mapping[str, Any]]:
+def _by_id(path: str, document: Mapping[str, Any], key: str) -> dict[Any, Mapping[str, Any]]:
     found: dict[Any, Mapping[str, Any]] = {}
     for position, row in enumerate(_list(path, document, key)):
         where = f"{key}[{position}]"
@@ -155,7 +148,7 @@ def _by_id(path: Path, document: Mapping[str, Any], key: str) -> dict[Any, Mappi
     return found
 
 
-def _text(path: Path, where: str, row: Mapping[str, Any], key: str) -> str:
+def _text(path: str, where: str, row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value:
         raise _invalid(path, f"{where}, {key}", "a text", value)
@@ -163,7 +156,7 @@ def _text(path: Path, where: str, row: Mapping[str, Any], key: str) -> str:
 
 
 def _reference(
-    path: Path, where: str, annotation: Mapping[str, Any], key: str, known: Mapping[Any, str]
+    path: str, where: str, annotation: Mapping[str, Any], key: str, known: Mapping[Any, str]
 ) -> str:
     value = annotation.get(key)
     if not isinstance(value, int | str) or value not in known:
@@ -181,9 +174,7 @@ def _numbers(value: object) -> list[float] | None:
     return [float(v) for v in value]
 
 
-def _box(
-    path: Path, where: str, annotation: Mapping[str, Any]
-) -> tuple[float, float, float, float]:
+def _box(path: str, where: str, annotation: Mapping[str, Any]) -> tuple[float, float, float, float]:
     values = _numbers(annotation.get("bbox"))
     if values is None or len(values) != 4 or min(values[2:]) < 0:
         raise _invalid(
@@ -196,7 +187,7 @@ def _box(
     return x, y, x + width, y + height
 
 
-def _keypoint_names(path: Path, where: str, category: Mapping[str, Any]) -> list[str]:
+def _keypoint_names(path: str, where: str, category: Mapping[str, Any]) -> list[str]:
     names = category.get("keypoints")
     if names is None:
         return list(PERSON.keypoints)
@@ -206,7 +197,7 @@ def _keypoint_names(path: Path, where: str, category: Mapping[str, Any]) -> list
 
 
 def _keypoints(
-    path: Path, where: str, value: object, names: Sequence[str]
+    path: str, where: str, value: object, names: Sequence[str]
 ) -> list[tuple[str, tuple[float, float, int]]]:
     numbers = _numbers(value)
     if numbers is None or len(numbers) != 3 * len(names):

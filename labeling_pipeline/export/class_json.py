@@ -32,6 +32,7 @@ import pandas as pd
 
 from labeling_pipeline.annotations import Keypoint
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.tasks import PERSON, Skeleton, Task
 
 _BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
@@ -52,7 +53,7 @@ def build_box_document(
     display_name: str,
     images: pd.DataFrame,
     annotations: pd.DataFrame,
-    image_root: Path,
+    source: ImageSource,
 ) -> dict[str, Any]:
     """Build the document of a task that yields boxes.
 
@@ -62,12 +63,12 @@ def build_box_document(
         images: every image of the class: ``image_id, image_number, path`` (relative).
         annotations: ``image_id, x0_px, y0_px, x1_px, y1_px, score``, and ``corrected_by`` where
             people gave some. Those of images that are not in ``images`` are left out.
-        image_root: the folder that the paths are relative to.
+        source: where the paths lead to.
     """
     return {
         "task": str(task),
         "class": display_name,
-        "images": _images(images, image_root),
+        "images": _images(images, source),
         "annotations": [
             {
                 "image_id": number,
@@ -86,7 +87,7 @@ def build_posture_document(
     display_name: str,
     images: pd.DataFrame,
     annotations: pd.DataFrame,
-    image_root: Path,
+    source: ImageSource,
     skeleton: Skeleton = PERSON,
 ) -> dict[str, Any]:
     """Build the document of a keypoint task: one annotation a person.
@@ -95,7 +96,7 @@ def build_posture_document(
 
     Args:
         display_name: of the class.
-        images, image_root: as for `build_box_document`.
+        images, source: as for `build_box_document`.
         annotations: as for `build_box_document`, with ``label`` and ``keypoints``, a sequence of
             `Keypoint` or of mappings with ``name, x_px, y_px``.
         skeleton: which names to list.
@@ -120,7 +121,7 @@ def build_posture_document(
         )
     return {
         "action": display_name,
-        "images": _images(images, image_root),
+        "images": _images(images, source),
         "annotations": entries,
     }
 
@@ -141,11 +142,10 @@ def write_class_json(path: Path, document: Mapping[str, Any]) -> bool:
     return write_if_changed(path, text.encode())
 
 
-def _images(images: pd.DataFrame, image_root: Path) -> list[dict[str, Any]]:
-    root = image_root.absolute()
+def _images(images: pd.DataFrame, source: ImageSource) -> list[dict[str, Any]]:
     rows = images.drop_duplicates("image_id").sort_values("image_number")
     return [
-        {"id": int(number), "file_name": str(root / str(path))}
+        {"id": int(number), "file_name": source.locate(str(path))}
         for number, path in zip(rows["image_number"], rows["path"], strict=True)
     ]
 

@@ -10,6 +10,7 @@ A fingerprint has two parts, joined by a colon:
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,9 @@ from PIL import Image
 HASH_BITS = 64
 _LUMA_SIDE, _CHROMA_SIDE = 12, 6
 THUMBNAIL_SIZE = _LUMA_SIDE**2 + 2 * _CHROMA_SIDE**2
+_HASH_SIZE = HASH_BITS // 8
+FINGERPRINT_SIZE = _HASH_SIZE + THUMBNAIL_SIZE
+"""Bytes of a fingerprint."""
 
 
 def content_hash(data: bytes) -> str:
@@ -24,16 +28,13 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def perceptual_hash(image: np.ndarray) -> int:
+def perceptual_hash(luma: Image.Image) -> int:
     """64-bit hash of what a picture shows; near for pictures that look alike.
 
-    image: (height, width, 3) uint8 RGB.
+    luma: of mode L, of any size.
     """
-    luma = np.asarray(
-        Image.fromarray(image).convert("L").resize((_DCT_SIDE, _DCT_SIDE), Image.Resampling.BOX),
-        dtype=np.float64,
-    )
-    coefficients = (_DCT @ luma @ _DCT.T).ravel()
+    small = luma.resize((_DCT_SIDE, _DCT_SIDE), Image.Resampling.BOX)
+    coefficients = (_DCT @ np.asarray(small, dtype=np.float64) @ _DCT.T).ravel()
     bits = coefficients > np.median(coefficients)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
@@ -43,25 +44,29 @@ def hamming(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.bitwise_count(np.bitwise_xor(left, right))
 
 
-def fingerprint(image: np.ndarray) -> str:
+def fingerprint(bands: Sequence[Image.Image]) -> str:
     """Fingerprint of a picture, as stored in the column ``perceptual_hash``.
 
-    image: (height, width, 3) uint8 RGB.
+    bands: of YCbCr, three images of mode L.
     """
-    ycbcr = Image.fromarray(image).convert("YCbCr")
     sides = (_LUMA_SIDE, _CHROMA_SIDE, _CHROMA_SIDE)
     small = b"".join(
         band.resize((side, side), Image.Resampling.BOX).tobytes()
-        for band, side in zip(ycbcr.split(), sides, strict=True)
+        for band, side in zip(bands, sides, strict=True)
     )
-    return f"{perceptual_hash(image):016x}:{small.hex()}"
+    return f"{perceptual_hash(bands[0]):016x}:{small.hex()}"
 
 
-def parse_fingerprints(fingerprints: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def parse_fingerprints(fingerprints: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes (n,) uint64 and thumbnails (n, THUMBNAIL_SIZE) uint8 of n fingerprints."""
-    hashes = np.array([int(text[:16], 16) for text in fingerprints], dtype=np.uint64)
-    packed = bytes.fromhex("".join(text[17:] for text in fingerprints))
-    return hashes, np.frombuffer(packed, dtype=np.uint8).reshape(-1, THUMBNAIL_SIZE)
+    return unpack_fingerprints(bytes.fromhex("".join(fingerprints).replace(":", "")))
+
+
+def unpack_fingerprints(packed: bytes | memoryview) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of fingerprints in bytes instead of hex, end to end and without colons."""
+    rows = np.frombuffer(packed, dtype=np.uint8).reshape(-1, FINGERPRINT_SIZE)
+    hashes = np.ascontiguousarray(rows[:, :_HASH_SIZE]).view(">u8").ravel().astype(np.uint64)
+    return hashes, rows[:, _HASH_SIZE:]
 
 
 _DCT_SIDE = 32

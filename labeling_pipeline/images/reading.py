@@ -3,19 +3,24 @@
 One conversion for everything that is stored in another way:
 
 - EXIF orientation is applied, so that pixels and boxes mean what a person sees.
-- Of animations and multi-page files, the first frame.
+- Of animations and multi-page files, the first frame; of HEIC, the image that the file calls
+  primary.
 - 16-bit grey is scaled from its full range, 0..65535, to 0..255. 32-bit integers are taken as
   16-bit if all of them fit into it. Floats within 0..1 are scaled by 255, floats within 0..255 are
   taken as they are. Whatever fits none of these is stretched from its smallest to its largest
-  finite value; what is not finite becomes black.
+  finite value; what is not finite becomes black. Of 16-bit colour, Pillow keeps the upper byte.
 - Transparency, also of a palette, is composited over white.
 - CMYK, YCbCr, palette, Lab and HSV go through Pillow's conversion.
 - Embedded colour profiles are ignored, as the loaders do that models were trained with.
 
-Only formats that decode in-process are opened: Pillow would hand EPS to Ghostscript.
+Only formats that decode in-process are opened: Pillow would hand EPS to Ghostscript. The header is
+judged before anything is decoded.
 """
 
+import functools
 import io
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +29,53 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from labeling_pipeline.errors import ImageError
 
-# Pillow opens multi-picture files (MPO) as JPEG first.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+# Pillow's names, with the extensions of each. Multi-picture files (MPO) are opened as JPEG first.
+# The formats from IM on have no signature that tells them from other files, so they come last.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "HEIF": (".heic", ".heif", ".heics", ".heifs", ".hif"),
+    "AVIF": (".avif", ".avifs"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "BLP": (".blp",),
+    "CUR": (".cur",),
+    "DCX": (".dcx",),
+    "DDS": (".dds",),
+    "FITS": (".fit", ".fits"),
+    "FLI": (".flc", ".fli"),
+    "FTEX": (".ftc", ".ftu"),
+    "GBR": (".gbr",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "MCIDAS": (),
+    "MSP": (".msp",),
+    "PCX": (".pcx",),
+    "PIXAR": (".pxr",),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi", ".bw", ".rgb", ".rgba"),
+    "SUN": (".ras",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "XVTHUMB": (),
+    "IM": (".im",),
+    "IMT": (),
+    "IPTC": (".iim",),
+    "PCD": (".pcd",),
+    "SPIDER": (),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+}
+EXTENSIONS = frozenset(extension for of_format in FORMATS.values() for extension in of_format)
+"""What the names of image files end with, in lower case."""
+
+MAX_SIDE_PX = 65_535
+"""The longest side that is decoded: what a JPEG can have at most."""
 
 # How files begin that are images, but not ones that can be opened. Offset, bytes, name.
 _SIGNATURES = (
@@ -34,33 +84,39 @@ _SIGNATURES = (
     (0, b"GIF8", "GIF"),
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
+    (0, b"BM", "BMP"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"qoif", "QOI"),
     (8, b"WEBP", "WebP"),
     (4, b"ftypavi", "AVIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftyphev", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (0, b"8BPS", "Photoshop"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
 )
-_TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90,
 }
 _TRUNCATION_WORDS = ("truncated", "not enough", "unexpected end", "end of file", "eof")
+# Converted at once, so that no conversion needs memory for a whole image beside it.
+_STRIP_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)
 class DecodedImage:
     """An image and how it was stored."""
 
-    pixels: np.ndarray  # (height, width, 3) uint8, RGB, upright
+    pixels: np.ndarray  # (height, width, 3) uint8, RGB, upright; smaller where that was asked for
+    width_px: int  # of the whole upright image
+    height_px: int
     format: str  # Pillow's name: JPEG, PNG, ...
     mode: str  # Pillow's name of how pixels are stored: RGB, CMYK, I;16, ...
-    frames: int | None  # None where a later frame is damaged
+    frames: int | None  # more than one: the first was taken; None where a later one is damaged
     exif_orientation: int  # 1..8, 1 where the file says nothing
 
 
@@ -75,7 +131,8 @@ def read_image(source: Path | str | bytes) -> np.ndarray:
 
     Raises:
         ImageError: with reason ``empty_file``, ``not_an_image``, ``truncated``, ``too_large``
-            (more pixels than Pillow's limit against decompression bombs) or ``unreadable``.
+            (more pixels than Pillow's limit against decompression bombs, or a side of more than
+            `MAX_SIDE_PX`), ``decoder_memory`` or ``unreadable``.
     """
     if isinstance(source, bytes):
         return decode(source).pixels
@@ -86,8 +143,19 @@ def read_image(source: Path | str | bytes) -> np.ndarray:
     return decode(data).pixels
 
 
-def decode(data: bytes) -> DecodedImage:
+def decode(
+    data: bytes,
+    at_least_px: int | None = None,
+    admit: Callable[[int], None] = lambda pixels: None,
+) -> DecodedImage:
     """Decode the bytes of a file; `read_image` with the facts of how it was stored.
+
+    Args:
+        data: the bytes.
+        at_least_px: a picture whose longer side has this many pixels, or up to twice as many, is
+            enough. JPEG then decodes a fraction of its coefficients; others are averaged.
+        admit: called when the header is known and before pixels are decoded, with how many of them
+            will be in memory; it may wait, or raise.
 
     Raises:
         ImageError: as `read_image` does.
@@ -95,11 +163,11 @@ def decode(data: bytes) -> DecodedImage:
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            decoded = _decode_opened(image)
+        with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
+            decoded = _decode_opened(image, at_least_px, admit)
         if decoded.format == "PNG":
             # Loading skips the checksums: pixels lost inside the file would go unnoticed.
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 image.verify()
         return decoded
     except ImageError:
@@ -108,6 +176,10 @@ def decode(data: bytes) -> DecodedImage:
         raise ImageError("too_large", f"{error}; scale it down") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
+    except MemoryError as error:
+        raise ImageError(
+            "decoder_memory", "decoding needs more memory than there is; scale the image down"
+        ) from error
     # Damaged files make Pillow raise nearly anything: SyntaxError, KeyError, struct.error.
     except Exception as error:
         message = str(error) or type(error).__name__
@@ -116,7 +188,20 @@ def decode(data: bytes) -> DecodedImage:
         raise ImageError(reason, f"decoding failed: {message}") from error
 
 
-def _decode_opened(image: Image.Image) -> DecodedImage:
+@functools.cache
+def readable_formats() -> list[str]:
+    """The formats that can be opened here."""
+    try:
+        from pi_heif import register_heif_opener
+    except ImportError:
+        return [name for name in FORMATS if name != "HEIF"]
+    register_heif_opener()
+    return list(FORMATS)
+
+
+def _decode_opened(
+    image: Image.Image, at_least_px: int | None, admit: Callable[[int], None]
+) -> DecodedImage:
     # Up to twice its limit Pillow only warns, once a process; a limit should hold every time.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
@@ -125,17 +210,37 @@ def _decode_opened(image: Image.Image) -> DecodedImage:
             f"{image.width} x {image.height} px are more than the limit of {limit} pixels; "
             "scale it down",
         )
+    if max(image.size) > MAX_SIDE_PX:
+        raise ImageError(
+            "too_large",
+            f"{image.width} x {image.height} px, a side may have {MAX_SIDE_PX}; scale it down",
+        )
     format_name, mode = str(image.format), image.mode
     orientation = _orientation(image)
+    size = whole = image.size
+    if at_least_px is not None:
+        scale = at_least_px / max(size)
+        image.draft(None, (math.ceil(size[0] * scale), math.ceil(size[1] * scale)))
+        # A progressive JPEG keeps all its coefficients until it is drawn, at whatever scale.
+        size = size if "progressive" in image.info else image.size
+    admit(size[0] * size[1])
+    drawn = image.size
     image.load()
+    # Some formats tell their real size when they are loaded.
+    whole = whole if drawn == image.size else image.size
+    fits = max(image.size) // at_least_px if at_least_px else 1
+    # A power of two, as JPEG has it: then one picture in two formats is one picture when small.
+    factor = 1 << max(0, fits.bit_length() - 1)
+    stored = _to_rgb(image, factor)
     # Loading a TIFF applies its orientation and forgets it; other formats leave it to the caller.
-    turn = _TO_UPRIGHT.get(_orientation(image))
-    pixels = _to_rgb(image if turn is None else image.transpose(turn))
+    turn = _orientation(image)
+    width, height = whole if turn < 5 else whole[::-1]
     try:
         frames = getattr(image, "n_frames", 1)
     except Exception:
         frames = None
-    return DecodedImage(pixels, format_name, mode, frames, orientation)
+    pixels = np.ascontiguousarray(_UPRIGHT[turn](stored))
+    return DecodedImage(pixels, width, height, format_name, mode, frames, orientation)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -147,42 +252,89 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """(height, width, 3) uint8 RGB of a loaded image in any mode."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        grey = _eight_bit(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+def _to_rgb(image: Image.Image, factor: int) -> np.ndarray:
+    """Convert a loaded image in any mode, each square of ``factor`` pixels averaged to one.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    scale = _Scale.of(image) if _is_wide(image) else None
+    width, height = (-(-side // factor) for side in image.size)
+    rgb = np.empty((height, width, 3), np.uint8)
+    row = 0
+    for strip in _strips(image, factor):
+        part = _strip_to_rgb(strip) if scale is None else scale.applied_to(strip)
+        averaged = part.reduce(factor) if factor > 1 else part
+        rgb[row : row + averaged.height] = np.asarray(averaged)
+        row += averaged.height
+    return rgb
+
+
+def _strips(image: Image.Image, factor: int) -> Iterator[Image.Image]:
+    """The image in pieces of its full width, each but the last a multiple of ``factor`` high."""
+    rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bit(values: np.ndarray) -> np.ndarray:
-    """Scale (height, width) integers or floats of a wider range to uint8."""
-    finite = np.isfinite(values)
-    numbers = np.where(finite, values, 0).astype(np.float64)
-    low, high = float(numbers.min()), float(numbers.max())
-    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
-        scaled = numbers / 257
-    elif low >= 0 and high <= 1:
-        scaled = numbers * 255
-    elif low >= 0 and high <= 255:
-        scaled = numbers
-    else:
-        low, high = float(numbers[finite].min()), float(numbers[finite].max())
-        scaled = (numbers - low) * (255 / max(high - low, 1e-300))
-        scaled[~finite] = 0
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How the numbers of a wider range become 0..255: ``(value - low) * factor``."""
+
+    low: float
+    factor: float
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "_Scale":
+        """The scale of an image of integers or floats, see the module."""
+        lows, highs, is_finite = [], [], True
+        for strip in _strips(image, 1):
+            values = np.asarray(strip)
+            finite = values[np.isfinite(values)]
+            is_finite &= finite.size == values.size
+            if finite.size:
+                lows.append(float(finite.min()))
+                highs.append(float(finite.max()))
+        low, high = min(lows, default=0.0), max(highs, default=0.0)
+        # What is not finite becomes 0, so it counts as 0.
+        least, most = (low, high) if is_finite else (min(low, 0.0), max(high, 0.0))
+        if image.mode != "F" and least >= 0 and most <= 65535:
+            return cls(0.0, 1 / 257)
+        if least >= 0 and most <= 1:
+            return cls(0.0, 255.0)
+        if least >= 0 and most <= 255:
+            return cls(0.0, 1.0)
+        return cls(low, 255 / max(high - low, 1e-300))
+
+    def applied_to(self, image: Image.Image) -> Image.Image:
+        """The image as RGB."""
+        values = np.asarray(image).astype(np.float64)
+        grey = np.rint((values - self.low) * self.factor)
+        grey[~np.isfinite(values)] = 0
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _unidentified(data: bytes) -> ImageError:
     names = [name for offset, magic, name in _SIGNATURES if data.startswith(magic, offset)]
     if not names:
         return ImageError("not_an_image", "the content is in no image format that can be read")
-    if names[0] in ("HEIC", "Photoshop"):
-        return ImageError("unreadable", f"a {names[0]} file; convert it to JPEG or PNG")
+    if names[0] == "HEIC" and "HEIF" not in readable_formats():
+        return ImageError("unreadable", "a HEIC file: `pip install pi-heif`, or convert it to JPEG")
     return ImageError("unreadable", f"begins like a {names[0]} file, but its header is damaged")

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labeling_pipeline.errors import RequestError
-from labeling_pipeline.images.reading import FORMATS, read_image
+from labeling_pipeline.images.reading import read_image, readable_formats
 from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.service.problems import error_response
 
@@ -116,7 +116,7 @@ def _size_px(file: BinaryIO) -> tuple[int, int]:
     """(width, height) that the header says; nothing where there is none to read, for then there
     is nothing to decode either."""
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(), Image.open(file, formats=readable_formats()) as image:
             warnings.simplefilter("ignore")
             return image.size
     except Image.DecompressionBombError:

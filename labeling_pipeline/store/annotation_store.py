@@ -41,15 +41,22 @@ class AnnotationStore:
         self._ready = False
         self._table_schemas: dict[str, pa.Schema] = {}
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    def query(
+        self, sql: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] | None = None
+    ) -> pa.Table:
         """Run one read-only statement.
+
+        tables: what it may read besides the store, by name.
 
         Raises:
             StoreBusyError: a writer held the file for longer than ``busy_timeout_s``.
             StoreError: the file is damaged, or may not be read.
         """
         self._prepare()
-        with self._file.opened(read_only=True) as connection:
+        with (
+            self._file.opened(read_only=True) as connection,
+            _registered(connection, tables or {}),
+        ):
             return connection.execute(sql, list(params)).to_arrow_table()
 
     @contextmanager
@@ -128,9 +135,12 @@ class Transaction:
         self._connection = connection
         self._table_schemas = table_schemas
 
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> None:
-        """Run one statement."""
-        self._connection.execute(sql, list(params))
+    def execute(
+        self, sql: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] | None = None
+    ) -> None:
+        """Run one statement. tables: what it may read besides the store, by name."""
+        with _registered(self._connection, tables or {}):
+            self._connection.execute(sql, list(params))
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one statement and return its rows."""
@@ -154,13 +164,10 @@ class Transaction:
             conflict = f"ANTI JOIN {table} USING ({', '.join(KEYS[table])})"
         if replace:
             conflict = self._update_clause(table, data.column_names)
-        self._connection.register("incoming", data)
-        try:
-            self._connection.execute(
-                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming {conflict}"
-            )
-        finally:
-            self._connection.unregister("incoming")
+        self.execute(
+            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming {conflict}",
+            tables={"incoming": data},
+        )
 
     def _to_arrow(self, table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Types come from the table, so that a column of nothing but NULL still has one."""
@@ -183,3 +190,17 @@ class Transaction:
         updates = ", ".join(f'"{c}" = excluded."{c}"' for c in columns if c not in key_names)
         target = ", ".join(key_names)
         return f"ON CONFLICT ({target}) DO " + (f"UPDATE SET {updates}" if updates else "NOTHING")
+
+
+@contextmanager
+def _registered(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]
+) -> Iterator[None]:
+    """SQL finds the tables under their names."""
+    for name, table in tables.items():
+        connection.register(name, table)
+    try:
+        yield
+    finally:
+        for name in tables:
+            connection.unregister(name)

@@ -7,7 +7,7 @@ import duckdb
 
 from labeling_pipeline.errors import StoreError, StoreVersionError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SCHEMA = Path(__file__).parent / "schema.sql"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 """``<n>_to_<n + 1>.sql``: forward migrations, with the tables as those versions had them."""

@@ -1,4 +1,4 @@
--- The annotation store, version 3. One statement per table; keys as PRIMARY KEY, but for the tables
+-- The annotation store, version 4. One statement per table; keys as PRIMARY KEY, but for the tables
 -- that grow with every answer: DuckDB writes the index of a key anew each time the file is closed, so
 -- that each batch would cost more than the one before. Their keys are kept by an anti-join on writing.
 -- Coordinates: xyxy, absolute pixels of the EXIF-upright image. Times: UTC.
@@ -13,35 +13,41 @@ CREATE TABLE classes (
     retired BOOLEAN NOT NULL DEFAULT false
 );
 
--- Every file seen under the image root. class is NULL for a file that lies in no sub-folder while
--- the plan names classes: then every class of the plan applies to it.
+-- Every file seen in the image source. class is NULL for a file that belongs to no class of its own
+-- while the plan names classes: then every class of the plan applies to it.
 CREATE TABLE dataset_files (
-    path VARCHAR PRIMARY KEY,           -- relative to the image root, '/' as separator
+    path VARCHAR PRIMARY KEY,           -- relative to the root of the source, '/' as separator
     class VARCHAR,
-    image_id VARCHAR,                   -- NULL for a skipped or unreadable file
-    size_bytes BIGINT NOT NULL,
-    mtime_ns BIGINT NOT NULL,
-    skipped_reason VARCHAR              -- hidden_file, not_an_image, ...; NULL: the file counts
+    image_id VARCHAR,                   -- NULL for a skipped file, and for one not read since it came
+    size_bytes BIGINT NOT NULL,         -- -1 where the storage does not say
+    mtime_ns BIGINT NOT NULL,           -- 0 where it does not
+    etag VARCHAR,                       -- what the storage calls this content; NULL: it does not
+    skipped_reason VARCHAR,             -- hidden_file, not_an_image, ...; NULL: the file counts
+    unread_reason VARCHAR,              -- why cleaning could not read it, when it last tried
+    unread_detail VARCHAR               -- the same, in a sentence
 );
 
 CREATE SEQUENCE image_numbers START 1;
 CREATE TABLE images (
     image_id VARCHAR PRIMARY KEY,       -- SHA-256 of the bytes, hex
     image_number BIGINT NOT NULL DEFAULT nextval('image_numbers'),   -- the id in exports, never reused
+    size_bytes BIGINT,                  -- NULL: was measured in another way, and will be anew
     width_px INTEGER,                   -- upright; NULL where the file could not be decoded
     height_px INTEGER,
     format VARCHAR,
     mode VARCHAR,
-    frames INTEGER,
+    frames INTEGER,                     -- more than one: the first was taken
     exif_orientation INTEGER,
-    brightness DOUBLE,                  -- mean of luma, 0..255
+    brightness DOUBLE,                  -- mean of luma, 0..255, at 320 px at most like the next three
     contrast DOUBLE,                    -- standard deviation of luma, 0..255
     sharpness DOUBLE,                   -- variance of the Laplacian of luma
+    entropy DOUBLE,                     -- of the histogram of luma, 0..8 bits
     perceptual_hash VARCHAR,            -- hex
     cluster VARCHAR,                    -- image_id of the best image of its near-duplicate cluster
-    status VARCHAR NOT NULL,            -- accepted, rejected
+    status VARCHAR NOT NULL,            -- new (measured, not judged yet), accepted, rejected
     reason VARCHAR,                     -- why it was rejected: a short stable word
-    detail VARCHAR                      -- the same, in a sentence
+    detail VARCHAR,                     -- the same, in a sentence
+    flags VARCHAR[]                     -- checks that it fails and that only flag
 );
 
 CREATE TABLE models (
@@ -147,28 +153,32 @@ CREATE TABLE action_predictions (
 
 -- A file counts once per content: the first path in alphabetical order stands for all its copies.
 CREATE VIEW files AS
+WITH copied AS (
+    SELECT image_id, min(path) AS first_path FROM dataset_files
+    WHERE skipped_reason IS NULL AND image_id IS NOT NULL
+    GROUP BY image_id HAVING count(*) > 1
+)
 SELECT
     f.path, f.class, f.image_id, f.size_bytes, f.mtime_ns, i.image_number,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN 'skipped'
-        WHEN row_number() OVER same_content > 1 THEN 'rejected'
+        WHEN f.image_id IS NULL AND f.unread_reason IS NOT NULL THEN 'rejected'
+        WHEN c.first_path <> f.path THEN 'rejected'
         ELSE coalesce(i.status, 'new')
     END AS status,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN f.skipped_reason
-        WHEN row_number() OVER same_content > 1 THEN 'exact_duplicate'
+        WHEN f.image_id IS NULL THEN f.unread_reason
+        WHEN c.first_path <> f.path THEN 'exact_duplicate'
         ELSE i.reason
     END AS reason,
     CASE
         WHEN f.skipped_reason IS NOT NULL THEN NULL
-        WHEN row_number() OVER same_content > 1
-            THEN 'same content as ' || first_value(f.path) OVER same_content
+        WHEN f.image_id IS NULL THEN f.unread_detail
+        WHEN c.first_path <> f.path THEN 'same content as ' || c.first_path
         ELSE i.detail
     END AS detail
-FROM dataset_files f LEFT JOIN images i USING (image_id)
-WINDOW same_content AS (
-    PARTITION BY f.skipped_reason IS NULL, coalesce(f.image_id, f.path) ORDER BY f.path
-);
+FROM dataset_files f LEFT JOIN images i USING (image_id) LEFT JOIN copied c USING (image_id);
 
 -- Which accepted image belongs to which class, with the one path that stands for it.
 CREATE VIEW class_images AS

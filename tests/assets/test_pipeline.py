@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -224,3 +226,27 @@ def test_names_that_one_model_gave_are_the_labels_that_another_ones_boxes_are_dr
     rows = current_annotations(store, model_keys(plan), {}, "cat")
     labels = {drawn_annotation(row, plan).label for row in rows.itertuples()}
     assert labels == {"word", "puma"}
+
+
+def test_cleaning_shows_counts_reasons_and_pictures_of_rejects_and_clusters(
+    pipeline, script, image_root
+):
+    first = Image.open(image_root / "cat" / "0.png")
+    first.convert("RGB").save(image_root / "dog" / "copy.jpg", quality=60)
+    Image.new("RGB", (90, 90), "grey").save(image_root / "cat" / "blank.png")
+    (image_root / "cat" / "broken.jpg").write_bytes(b"no image")
+    pipeline.ingest(pipeline.definitions(script()))
+    event = pipeline.instance.get_latest_materialization_event(dg.AssetKey("clean_images"))
+    metadata = event.asset_materialization.metadata
+    assert (metadata["accepted"].value, metadata["rejected"].value) == (12, 3)
+    assert metadata["near_duplicate_clusters"].value == 1
+    reasons = {
+        row.data["reason"]: row.data["files"] for row in metadata["rejects_by_reason"].records
+    }
+    assert reasons == {"blank": 1, "near_duplicate": 1, "not_an_image": 1}
+    assert metadata["flags"].value == "none"
+    for name, pictures in (("rejects", 2), ("clusters", 2)):
+        assert metadata[name].value.startswith("![](data:image/jpeg;base64,")
+        data = base64.b64decode(metadata[name].value.partition(",")[2].removesuffix(")"))
+        assert Image.open(io.BytesIO(data)).width > pictures * 200
+        assert len(data) < 200_000

@@ -12,9 +12,10 @@ from labeling_pipeline.export.class_json import (
     export_path,
     write_class_json,
 )
+from labeling_pipeline.images.sources import FolderSource
 from labeling_pipeline.tasks import PERSON, Task
 
-ROOT = Path("/data/images")
+SOURCE = FolderSource(Path("/data/images"))
 IMAGES = pd.DataFrame(
     [("bb", 12, "Sitting/b.jpg"), ("aa", 3, "Sitting/a.jpg"), ("cc", 20, "Sitting/c.jpg")],
     columns=["image_id", "image_number", "path"],
@@ -37,7 +38,7 @@ def test_boxes_have_the_known_shape_with_every_image_listed():
         "Sitting",
         IMAGES,
         annotations(("bb", "person", 1.0, 2.0, 11.123, 22.456, 0.912345, ())),
-        ROOT,
+        SOURCE,
     )
     assert document == {
         "task": "detection",
@@ -65,9 +66,9 @@ def test_boxes_have_the_known_shape_with_every_image_listed():
 )
 def test_what_a_person_gave_says_so(author: object, told: dict[str, str]):
     rows = annotations(("bb", "person", 1.0, 2.0, 11.0, 22.0, None, ())).assign(corrected_by=author)
-    (boxed,) = build_box_document(Task.DETECTION, "Sitting", IMAGES, rows, ROOT)["annotations"]
+    (boxed,) = build_box_document(Task.DETECTION, "Sitting", IMAGES, rows, SOURCE)["annotations"]
     assert (boxed["confidence"], boxed.get("corrected_by")) == (None, told.get("corrected_by"))
-    (posed,) = build_posture_document("Sitting", IMAGES, rows, ROOT)["annotations"]
+    (posed,) = build_posture_document("Sitting", IMAGES, rows, SOURCE)["annotations"]
     assert {key: posed[key] for key in posed if key == "corrected_by"} == told
 
 
@@ -76,7 +77,7 @@ def test_postures_have_one_annotation_a_person_with_every_keypoint_name():
         "Sitting",
         IMAGES,
         annotations(("aa", "person", 0.0, 0.0, 10.0, 20.0, 0.5, POINTS)),
-        ROOT,
+        SOURCE,
     )
     assert list(document) == ["action", "images", "annotations"]
     assert document["action"] == "Sitting"
@@ -99,7 +100,7 @@ def test_keypoints_as_the_store_returns_them_give_the_same_document():
     rows = [{"name": k.name, "x_px": k.x_px, "y_px": k.y_px, "score": k.score} for k in POINTS]
     documents = [
         build_posture_document(
-            "Sitting", IMAGES, annotations(("aa", "person", 0, 0, 10, 20, 0.5, points)), ROOT
+            "Sitting", IMAGES, annotations(("aa", "person", 0, 0, 10, 20, 0.5, points)), SOURCE
         )
         for points in (POINTS, rows)
     ]
@@ -116,7 +117,7 @@ def test_people_are_counted_within_their_image_the_best_scored_first():
             ("aa", "person", 0, 0, 1, 1, 0.1, ()),
             ("bb", "person", 7, 7, 8, 8, 0.9, ()),
         ),
-        ROOT,
+        SOURCE,
     )
     rows = [
         (a["image_id"], a["persons"][0]["instance_id"], a["score"]) for a in document["annotations"]
@@ -133,7 +134,7 @@ def test_the_order_of_the_rows_changes_nothing(seed):
     )
 
     def build(images, rows):
-        return build_box_document("detection", "Sitting", images, rows, ROOT)
+        return build_box_document("detection", "Sitting", images, rows, SOURCE)
 
     shuffled = found.sample(frac=1, random_state=seed)
     assert build(IMAGES, found) == build(IMAGES.sample(frac=1, random_state=seed), shuffled)
@@ -141,13 +142,13 @@ def test_the_order_of_the_rows_changes_nothing(seed):
 
 def test_annotations_of_other_images_are_left_out():
     document = build_box_document(
-        "detection", "Sitting", IMAGES, annotations(("zz", "x", 0, 0, 1, 1, 0.5, ())), ROOT
+        "detection", "Sitting", IMAGES, annotations(("zz", "x", 0, 0, 1, 1, 0.5, ())), SOURCE
     )
     assert document["annotations"] == []
 
 
 def test_a_class_without_images_is_an_empty_document():
-    document = build_posture_document("Empty", IMAGES.iloc[:0], annotations(), ROOT)
+    document = build_posture_document("Empty", IMAGES.iloc[:0], annotations(), SOURCE)
     assert document == {"action": "Empty", "images": [], "annotations": []}
 
 

@@ -24,6 +24,7 @@ from tenacity import RetryCallState, Retrying
 
 from definitions import build_definitions
 from labeling_pipeline.asks import model_keys
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.errors import (
     ConfigurationError,
     ImageError,
@@ -33,7 +34,8 @@ from labeling_pipeline.errors import (
 )
 from labeling_pipeline.home import Environment
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import ClassSummary, label_class
 from labeling_pipeline.models import remote
 from labeling_pipeline.models.cards import ModelSettings
@@ -268,12 +270,12 @@ class Labels:
     """One home, and a plan with one entry."""
 
     def __init__(self, path: Path, root: Path, model: str, entry: str) -> None:
-        self.root = root
+        self.source = open_source(root)
         self.entry = entry
         self.plan = self._plan(model)
         self.store = AnnotationStore(path)
-        update_inventory(self.store, root, ())
-        clean(self.store, root, self.plan.cleaning)
+        update_inventory(self.store, self.source)
+        clean(self.store, self.source, self.plan.cleaning)
 
     def _plan(self, model: str) -> Plan:
         return parse_plan(f"model: {model}\nentries: [{{name: thing, {self.entry}}}]\n")
@@ -284,7 +286,7 @@ class Labels:
     def label(self, *classes: str) -> list[ClassSummary]:
         entry = self.plan.entries[0]
         return [
-            label_class(self.store, self.plan, entry, slug, self.root, "run") for slug in classes
+            label_class(self.store, self.plan, entry, slug, self.source, "run") for slug in classes
         ]
 
     def table(self, name: str) -> pd.DataFrame:

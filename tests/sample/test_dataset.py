@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.images.cleaning import CleaningRules, inspect_image, judge, near_duplicates
+from labeling_pipeline.images.duplicates import near_duplicates
+from labeling_pipeline.images.inspection import inspect_image
+from labeling_pipeline.images.quality import CleaningRules, judge
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.images.sources import scan
+from labeling_pipeline.images.sources import FoundFile, open_source
 from labeling_pipeline.sample.dataset import DOCUMENTS, MARKER, SampleSummary, write_sample
 from labeling_pipeline.sample.documents import CHINESE, JAPANESE, LATIN, TEXT_LINE
 from labeling_pipeline.sample.scenes import POSTURES, SHAPES
@@ -135,7 +137,8 @@ def test_cleaning_finds_exactly_the_odd_files(sample: SampleSummary):
     rules = CleaningRules()
     odd: dict[str, str] = {}
     good = {}
-    for file in scan(sample.image_root):
+    listing = open_source(sample.image_root).scan().sort_by("path").to_pylist()
+    for file in (FoundFile(**row) for row in listing):
         if file.skipped_reason is not None:
             odd[file.path] = file.skipped_reason
             continue

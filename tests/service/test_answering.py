@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labeling_pipeline.images.cleaning import CleaningRules
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.cleaning import clean
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import parse_plan
 from labeling_pipeline.sample.scenes import draw_scene
@@ -41,13 +43,14 @@ def labeled_by_pipeline(folder: Path) -> list[dict]:
     """Every annotation, best first within its image, entry and label."""
     plan = parse_plan(PLAN)
     store = AnnotationStore(folder / "annotations.duckdb")
-    update_inventory(store, folder / "images", plan.class_names)
-    clean(store, folder / "images", CleaningRules(reject_near_duplicates=False))
+    source = open_source(folder / "images")
+    update_inventory(store, source, plan.class_names)
+    clean(store, source, CleaningRules(only_flag=("near_duplicate",)))
     classes = store.query("SELECT class, display_name FROM classes ORDER BY class_number")
     assert tuple(classes["display_name"].to_pylist()) == LABELS
     for entry in plan.entries:
         for slug in classes["class"].to_pylist():
-            label_class(store, plan, entry, slug, folder / "images", "run-1")
+            label_class(store, plan, entry, slug, source, "run-1")
     return store.query(
         "SELECT f.path, a.* FROM annotations a JOIN dataset_files f USING (image_id) "
         "ORDER BY a.position"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from labeling_pipeline.asks import class_names
 from labeling_pipeline.home import Home
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -19,7 +20,7 @@ def main(home: Path, images: Path, plan_file: Path) -> None:
     print("labeling", flush=True)
     for entry in plan.entries:
         for class_slug in class_names(store):
-            label_class(store, plan, entry, class_slug, images, "labeler")
+            label_class(store, plan, entry, class_slug, open_source(images), "labeler")
 
 
 if __name__ == "__main__":

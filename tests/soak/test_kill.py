@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.home import Home
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.schema import KEYS
@@ -59,8 +61,9 @@ def plan_file(tmp_path: Path) -> Path:
 
 def ingested_home(home: Path, images: Path, plan_file: Path) -> AnnotationStore:
     store = AnnotationStore(Home(home).store_path)
-    update_inventory(store, images, ())
-    summary = clean(store, images, load_plan(plan_file).cleaning)
+    source = open_source(images)
+    update_inventory(store, source)
+    summary = clean(store, source, load_plan(plan_file).cleaning)
     assert set(summary.files.statuses) == {"accepted"}
     return store
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.home import Home
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.database_file import DatabaseFile
@@ -47,7 +49,7 @@ plan = load_plan(Path(plan_file))
 store = AnnotationStore(Path(path))
 print("ready", flush=True)
 sys.stdin.readline()
-label_class(store, plan, plan.entries[0], slug, Path(images), slug)
+label_class(store, plan, plan.entries[0], slug, open_source(images), slug)
 print(json.dumps(waits))
 """
 
@@ -98,8 +100,10 @@ def test_four_writers_and_a_reader_lose_nothing_and_wait_briefly(
     write_script(script, boxes=dict.fromkeys(CLASSES, boxes), delay_s=0.02, log=str(log))
     plan_file.write_text(PLAN.replace("SCRIPT", str(script)))
     store = AnnotationStore(Home(tmp_path / "home").store_path)
-    update_inventory(store, images, ())
-    assert set(clean(store, images, load_plan(plan_file).cleaning).files.statuses) == {"accepted"}
+    update_inventory(store, open_source(images))
+    assert set(clean(store, open_source(images), load_plan(plan_file).cleaning).files.statuses) == {
+        "accepted"
+    }
 
     total = len(CLASSES) * IMAGES
     reader = start(READER, store.path, total)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.home import Home
-from labeling_pipeline.inventory import clean, update_inventory
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -154,9 +156,10 @@ class Labeling:
         self.plan_file.write_text(PLAN.replace("SCRIPT", str(folder / "script.json")))
         self.store = AnnotationStore(self.home.store_path)
         plan = load_plan(self.plan_file)
-        update_inventory(self.store, self.images, ())
-        clean(self.store, self.images, plan.cleaning)
-        label_class(self.store, plan, plan.entries[0], "a", self.images, "first")
+        source = open_source(self.images)
+        update_inventory(self.store, source)
+        clean(self.store, source, plan.cleaning)
+        label_class(self.store, plan, plan.entries[0], "a", source, "first")
 
     def run(self, limit: int = 0) -> subprocess.CompletedProcess[str]:
         """Label everything, in another process. limit: how large a file may grow, in bytes."""

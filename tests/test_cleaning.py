@@ -1,0 +1,199 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from labeling_pipeline.annotations import box_iou
+from labeling_pipeline.asks import class_names
+from labeling_pipeline.cleaning import CleaningSummary, clean
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
+from labeling_pipeline.labeling import label_class
+from labeling_pipeline.plan import parse_plan
+from labeling_pipeline.sample.scenes import draw_scene
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+# How an upright picture has to be stored so that a viewer who follows the note sees it upright.
+STORED_AS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AnnotationStore:
+    return AnnotationStore(tmp_path / "home" / "annotations.duckdb")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "pets" / "cats").mkdir(parents=True)
+    return tmp_path / "pets"
+
+
+def scene(seed: int) -> np.ndarray:
+    return draw_scene(np.random.default_rng([31, seed]), 240, 160).image
+
+
+def put(path: Path, image: np.ndarray, quality: int = 92) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, "JPEG", quality=quality)
+
+
+def cleaned(
+    store: AnnotationStore, root: Path, rules: CleaningRules | None = None
+) -> CleaningSummary:
+    source = open_source(root)
+    update_inventory(store, source)
+    return clean(store, source, rules or CleaningRules())
+
+
+def rows(store: AnnotationStore, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in store.query(sql).to_pylist()]
+
+
+def test_eight_orientations_of_a_photo_are_one_picture_and_boxes_land_in_the_same_place(
+    store: AnnotationStore, root: Path, script: Any
+):
+    upright = scene(0)
+    for orientation, stored_as in STORED_AS.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        stored = Image.fromarray(np.ascontiguousarray(stored_as(upright)))
+        stored.save(root / f"cats/{orientation}.png", exif=exif)
+    pixels = [read_image(root / f"cats/{orientation}.png") for orientation in STORED_AS]
+    assert all((one == upright).all() for one in pixels)
+
+    summary = cleaned(store, root)
+    assert (summary.clusters, summary.files.statuses) == (1, {"accepted": 1, "rejected": 7})
+    assert rows(store, "SELECT count(DISTINCT cluster) FROM images") == [(1,)]
+    assert rows(store, "SELECT DISTINCT width_px, height_px FROM images") == [(240, 160)]
+
+    # All of them labeled: the model answers in bins of what it sees.
+    cleaned(store, root, CleaningRules(only_flag=("near_duplicate",)))
+    model = script(boxes={"cats": [[100, 250, 500, 750]]})
+    plan = parse_plan(f"model: '{model}'\nentries: [{{name: object, task: detection}}]")
+    (slug,) = class_names(store)
+    label_class(store, plan, plan.entries[0], slug, open_source(root), "run")
+    boxes = rows(store, "SELECT x0_px, y0_px, x1_px, y1_px FROM annotations")
+    assert len(boxes) == 8
+    expected = (0.1 * 240, 0.25 * 160, 0.5 * 240, 0.75 * 160)
+    assert all(box_iou(box, expected) > 0.97 for box in boxes)
+    assert len(set(boxes)) == 1
+
+
+def test_a_check_that_only_flags_accepts_and_says_so(store: AnnotationStore, root: Path):
+    put(root / "cats/flat.jpg", np.full((120, 160, 3), 99, np.uint8))
+    put(root / "cats/best.jpg", scene(1))
+    put(root / "cats/copy.jpg", scene(1), quality=40)
+    strict = cleaned(store, root)
+    assert strict.files.rejected == {"blank": 1, "near_duplicate": 1}
+    assert strict.flags == {}
+
+    checks = ("blank", "blurred", "low_information", "near_duplicate")
+    flagging = cleaned(store, root, CleaningRules(only_flag=checks))
+    assert flagging.decoded == 0
+    assert flagging.files.statuses == {"accepted": 3}
+    assert flagging.flags == {
+        "blank": 1,
+        "blurred": 1,
+        "low_information": 1,
+        "near_duplicate": 1,
+    }
+    flags = dict(rows(store, "SELECT path, flags FROM class_images"))
+    assert flags["cats/flat.jpg"] == ["blank", "blurred", "low_information"]
+    assert flags["cats/copy.jpg"] == ["near_duplicate"]
+    assert flags["cats/best.jpg"] == []
+    assert cleaned(store, root).files.rejected == strict.files.rejected
+
+
+def test_clusters_are_recorded_across_classes_and_name_the_best(store: AnnotationStore, root: Path):
+    put(root / "cats/small.jpg", scene(2))
+    put(root / "dogs/large.jpg", np.asarray(Image.fromarray(scene(2)).resize((480, 320))))
+    put(root / "cats/other.jpg", scene(3))
+    assert cleaned(store, root).clusters == 1
+    assert rows(
+        store,
+        """
+        SELECT f.path, best.path AS kept FROM dataset_files f JOIN images i USING (image_id)
+        JOIN dataset_files best ON best.image_id = i.cluster ORDER BY ALL
+        """,
+    ) == [
+        ("cats/other.jpg", "cats/other.jpg"),
+        ("cats/small.jpg", "dogs/large.jpg"),
+        ("dogs/large.jpg", "dogs/large.jpg"),
+    ]
+
+
+def test_what_was_measured_before_a_crash_is_not_measured_again(
+    store: AnnotationStore, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("labeling_pipeline.cleaning._COMMIT_FILES", 4)
+    for seed in range(10):
+        put(root / f"cats/{seed}.jpg", scene(seed))
+
+    def crash(done: int, total: int) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    source = open_source(root)
+    update_inventory(store, source)
+    with pytest.raises(KeyboardInterrupt):
+        clean(store, source, CleaningRules(), crash)
+    assert rows(store, "SELECT count(*) FROM images") == [(8,)]
+    assert rows(store, "SELECT DISTINCT status FROM files") == [("new",)]
+    assert rows(store, "SELECT * FROM class_images") == []
+    summary = clean(store, source, CleaningRules())
+    assert (summary.decoded, summary.judged_anew) == (2, 0)
+    assert summary.files.statuses == {"accepted": 10}
+
+
+def test_images_that_were_measured_in_another_way_are_measured_anew(
+    store: AnnotationStore, root: Path
+):
+    for seed in range(3):
+        put(root / f"cats/{seed}.jpg", scene(seed))
+    cleaned(store, root)
+    before = rows(store, "SELECT * FROM images ORDER BY image_number")
+    with store.transaction() as tx:
+        tx.execute("UPDATE images SET size_bytes = NULL, entropy = NULL, sharpness = 1")
+    assert cleaned(store, root).decoded == 3
+    assert rows(store, "SELECT * FROM images ORDER BY image_number") == before
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_each_time(store: AnnotationStore, root: Path):
+    put(root / "cats/0.jpg", scene(0))
+    put(root / "cats/1.jpg", scene(1))
+    source = open_source(root)
+    update_inventory(store, source)
+    hidden = (root / "cats/1.jpg").rename(root / "away")
+    for _ in range(2):
+        summary = clean(store, source, CleaningRules())
+        assert (summary.unread, summary.files.rejected) == (1, {"vanished": 1})
+    hidden.rename(root / "cats/1.jpg")
+    summary = clean(store, source, CleaningRules())
+    assert (summary.unread, summary.files.statuses) == (0, {"accepted": 2})
+
+
+def test_where_nothing_changed_nothing_is_judged_or_written(store: AnnotationStore, root: Path):
+    put(root / "cats/0.jpg", scene(0))
+    put(root / "cats/1.jpg", scene(1))
+    cleaned(store, root)
+    written = store.path.stat().st_mtime_ns
+    cleaned(store, root)
+    assert store.path.stat().st_mtime_ns == written
+    with store.transaction() as tx:
+        tx.execute("UPDATE images SET status = 'new'")
+    assert cleaned(store, root).files.statuses == {"accepted": 2}
+    (root / "cats/1.jpg").unlink()
+    assert cleaned(store, root).files.statuses == {"accepted": 1}
