@@ -3,11 +3,11 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import florence_2, grouping, inventory, labeling, loading
+from benchmarks import florence_2, grouping, ingestion, inventory, labeling, loading
 
 if __name__ == "__main__":
     console = Console()
-    for module in (labeling, grouping, florence_2, inventory, loading):
+    for module in (labeling, grouping, florence_2, inventory, ingestion, loading):
         table = Table("what", "measured", "ratio", title=module.__doc__.splitlines()[0])
         for row in module.measure():
             table.add_row(*row)
