@@ -262,15 +262,14 @@ def heic(image: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_heic_is_read_upright_once():
-    decoded = decode(heic(GRADIENT, quality=95))
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_heic_is_turned_upright_once(orientation: int):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = np.ascontiguousarray(STORED_AS[orientation](GRADIENT))
+    decoded = decode(heic(stored, quality=95, exif=exif.tobytes()))
     assert decoded.format == "HEIF"
     assert difference(decoded.pixels, GRADIENT) <= 12
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    turned = decode(heic(np.rot90(GRADIENT, 1).copy(), quality=95, exif=exif.tobytes()))
-    assert turned.pixels.shape in (GRADIENT.shape, np.rot90(GRADIENT).shape)
-    assert (turned.width_px, turned.height_px) == turned.pixels.shape[1::-1]
 
 
 def test_without_its_reader_a_heic_file_names_the_fix(monkeypatch: pytest.MonkeyPatch):
