@@ -6,6 +6,7 @@ from rich.table import Table
 from benchmarks import (
     florence_2,
     grouping,
+    ingestion,
     inventory,
     labeling,
     loading,
@@ -14,7 +15,10 @@ from benchmarks import (
     store,
 )
 
-MODULES = (labeling, grouping, florence_2, rederivation, inventory, store, service, loading)
+MODULES = (
+    *(labeling, grouping, florence_2, rederivation),
+    *(ingestion, inventory, store, service, loading),
+)
 
 if __name__ == "__main__":
     console = Console()

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from labeling_pipeline.errors import ImageError
-from labeling_pipeline.images.reading import decode, read_image
+from labeling_pipeline.images.reading import FORMATS, MAX_SIDE_PX, decode, read_image
 
 
 def gradient(height: int = 48, width: int = 64) -> np.ndarray:
@@ -50,6 +51,7 @@ GREY = np.repeat(np.asarray(Image.fromarray(GRADIENT).convert("L"))[:, :, None],
         ("WEBP", {"lossless": True}, 0),
         ("AVIF", {"quality": 95}, 12),
         ("JPEG2000", {}, 0),
+        *((name, {}, 0) for name in ("TGA", "QOI", "SGI", "PCX", "IM", "DDS")),
     ],
 )
 def test_every_format_gives_the_same_picture(
@@ -252,3 +254,78 @@ def test_a_file_that_is_not_there_costs_that_image_only(tmp_path: Path):
     with pytest.raises(ImageError) as caught:
         read_image(tmp_path / "gone.jpg")
     assert caught.value.reason == "unreadable"
+
+
+def heic(image: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(image)).save(buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_heic_is_turned_upright_once(orientation: int):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = np.ascontiguousarray(STORED_AS[orientation](GRADIENT))
+    decoded = decode(heic(stored, quality=95, exif=exif.tobytes()))
+    assert decoded.format == "HEIF"
+    assert difference(decoded.pixels, GRADIENT) <= 12
+
+
+def test_without_its_reader_a_heic_file_names_the_fix(monkeypatch: pytest.MonkeyPatch):
+    others = [name for name in FORMATS if name != "HEIF"]
+    monkeypatch.setattr("labeling_pipeline.images.reading._formats", lambda: others)
+    with pytest.raises(ImageError, match="pip install pi-heif") as caught:
+        read_image(heic(GRADIENT))
+    assert caught.value.reason == "unreadable"
+
+
+WIDE = gradient(1500, 2000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: encoded(WIDE, "JPEG", quality=95), id="JPEG"),
+        pytest.param(lambda: encoded(WIDE, "PNG"), id="PNG"),
+        pytest.param(lambda: encoded(Image.fromarray(WIDE).convert("RGBA"), "PNG"), id="alpha"),
+        pytest.param(lambda: encoded(Image.fromarray(WIDE).convert("CMYK"), "TIFF"), id="CMYK"),
+        pytest.param(lambda: grey16(WIDE[:, :, 0] * 257.0, "PNG"), id="16-bit"),
+        pytest.param(lambda: floats(WIDE[:, :, 0] / 255), id="floats"),
+    ],
+)
+def test_a_small_picture_is_the_whole_one_averaged(make: Callable[[], bytes]):
+    data = make()
+    whole, small = decode(data), decode(data, at_least_px=320)
+    assert (whole.width_px, whole.height_px) == (small.width_px, small.height_px) == (2000, 1500)
+    assert whole.pixels.shape == (1500, 2000, 3)
+    assert 320 <= max(small.pixels.shape) < 640
+    averaged = Image.fromarray(whole.pixels).resize(small.pixels.shape[1::-1], Image.Resampling.BOX)
+    # JPEG leaves out high frequencies, which at an edge is not quite an average.
+    tolerance = 16 if small.format == "JPEG" else 3
+    assert difference(small.pixels, np.asarray(averaged)) <= tolerance
+
+
+def test_a_turned_picture_is_small_and_upright():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(np.ascontiguousarray(np.rot90(WIDE, 1)), "JPEG", exif=exif, quality=95)
+    small = decode(data, at_least_px=320)
+    assert (small.width_px, small.height_px) == (2000, 1500)
+    assert small.pixels.shape == (375, 500, 3)
+
+
+def test_a_side_may_be_no_longer_than_the_limit():
+    assert read_image(encoded(Image.new("L", (MAX_SIDE_PX, 1)), "PNG")).shape[1] == MAX_SIDE_PX
+    with pytest.raises(ImageError) as caught:
+        read_image(encoded(Image.new("L", (MAX_SIDE_PX + 1, 1)), "PNG"))
+    assert caught.value.reason == "too_large"
+
+
+def test_leave_is_asked_before_pixels_are_decoded_and_for_what_they_will_be():
+    asked: list[int] = []
+    jpeg = encoded(WIDE, "JPEG")
+    decode(jpeg, admit=asked.append)
+    decode(jpeg, 320, asked.append)
+    decode(encoded(WIDE, "JPEG", progressive=True), 320, asked.append)
+    assert asked == [2000 * 1500, 500 * 375, 2000 * 1500]
