@@ -462,7 +462,9 @@ def test_new_regions_make_the_second_step_due_again(tmp_path: Path):
     assert pose(project, "cat").due == 2
 
 
-def named_by_another(tmp_path: Path, words: str, vocabulary: list[str] | None = None) -> Project:
+def named_by_another(
+    tmp_path: Path, words: str, vocabulary: list[str] | None = None, distractors: str = ""
+) -> Project:
     """One model reads words on the image, another one looks for what they name."""
     reader = tmp_path / "reader.json"
     reader.write_text(json.dumps({"raw_text": words}))
@@ -473,7 +475,8 @@ def named_by_another(tmp_path: Path, words: str, vocabulary: list[str] | None = 
     project.plan = parse_plan(
         f"model: {project.plan.model}\nentries:\n"
         f"  - {{name: object, task: ocr_box, model: 'scripted:{reader}'}}\n"
-        "  - {name: thing, task: detection, labels_from: object, group_size: 2}\n"
+        "  - {name: thing, task: detection, labels_from: object, group_size: 2, "
+        f"distractors: [{distractors}]}}\n"
     )
     return project
 
@@ -505,6 +508,17 @@ def test_one_model_may_say_what_there_is_and_another_one_where(tmp_path: Path):
     )
     assert found == [("object", "cat"), ("object", "cat")]
     assert things(project).due == 0
+
+
+def test_what_is_asked_beside_names_adds_no_annotations(tmp_path: Path):
+    project = named_by_another(tmp_path, WORD.format("cat"), distractors="fox, dog")
+    project.label("zoo")
+    things(project)
+    assert project.rows("SELECT labels FROM generations WHERE entry = 'thing'") == [
+        (["cat", "fox", "dog"],)
+    ]
+    found = project.rows("SELECT label, text FROM annotations WHERE entry = 'thing'")
+    assert found == [("object", "cat"), ("object", "cat")]
 
 
 def test_names_that_a_model_must_not_be_asked_are_left_out_and_said(tmp_path: Path):

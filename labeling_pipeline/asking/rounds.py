@@ -83,7 +83,9 @@ def conclude(
         decide = top_down.best_supported
     else:
         return _conclude_parts(entry, group, answered, image_size_px, dropped)
-    said = {label: decide(entry, label, answered) for label in group.labels}
+    # What was asked for names stands under the class's label alone, whatever was asked beside them.
+    labels = group.classes.values() if entry.labels_from else group.labels
+    said = {label: decide(entry, label, answered) for label in labels}
     return Conclusion(said, tuple(dropped))
 
 
