@@ -96,12 +96,12 @@ class Pipeline:
 
     def due(self, definitions: dg.Definitions) -> list[dg.RunRequest] | dg.SkipReason:
         schedule = definitions.resolve_schedule_def("due_labels")
-        context = dg.build_schedule_context(
+        with dg.build_schedule_context(
             instance=self.instance,
             scheduled_execution_time=datetime(2026, 11, 23, 3, 30, tzinfo=UTC),
             resources=definitions.resources,
-        )
-        return schedule(context)  # type: ignore[return-value]
+        ) as context:
+            return schedule(context)  # type: ignore[return-value]
 
     def asked(self) -> list[tuple[int, int]]:
         """Sizes in px of the pictures that the model was asked about, in order."""

@@ -274,7 +274,7 @@ def test_heic_is_turned_upright_once(orientation: int):
 
 def test_without_its_reader_a_heic_file_names_the_fix(monkeypatch: pytest.MonkeyPatch):
     others = [name for name in FORMATS if name != "HEIF"]
-    monkeypatch.setattr("labeling_pipeline.images.reading._formats", lambda: others)
+    monkeypatch.setattr("labeling_pipeline.images.reading.readable_formats", lambda: others)
     with pytest.raises(ImageError, match="pip install pi-heif") as caught:
         read_image(heic(GRADIENT))
     assert caught.value.reason == "unreadable"

@@ -75,7 +75,8 @@ def folder(tmp_path_factory) -> Iterator[Path]:
             time.sleep(0.3)
         yield tmp_path_factory.mktemp("reader")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        # 0 where whoever started the tests lets nobody interrupt them.
+        assert process.wait(timeout=30) in (0, 130)
     finally:
         process.kill()
         process.wait()
