@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from labeling_pipeline.__main__ import app
@@ -725,7 +726,7 @@ def test_the_verb_says_what_was_read_and_then_that_nothing_is_left(
         f"model: {json.dumps(data.plan.model)}\nentries: [{{name: a, task: detection}}]\n"
     )
     monkeypatch.setenv("LABELING_PLAN", str(plan))
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr("labeling_pipeline.__main__.console", Console(width=250))
     run = partial(CliRunner().invoke, app, ["rederive", "--home", str(tmp_path)])
     new_parser(monkeypatch)
     blind(monkeypatch)
