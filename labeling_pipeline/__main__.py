@@ -73,7 +73,8 @@ def sample(
     """Write the sample dataset: ten classes, flawed files among them, ground truth beside it."""
     from labeling_pipeline.sample.dataset import write_sample
 
-    summary = write_sample(folder, images_per_class, seed)
+    with errors_said():
+        summary = write_sample(folder, images_per_class, seed)
     console.print(
         f"{summary.files} files under {summary.image_root}, {summary.good_images} good images, "
         f"{summary.annotations} true annotations in {summary.ground_truth} "
