@@ -32,6 +32,7 @@ entries:
 WRITER = """
 import json, logging, sys
 from pathlib import Path
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import load_plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -100,10 +101,10 @@ def test_four_writers_and_a_reader_lose_nothing_and_wait_briefly(
     write_script(script, boxes=dict.fromkeys(CLASSES, boxes), delay_s=0.02, log=str(log))
     plan_file.write_text(PLAN.replace("SCRIPT", str(script)))
     store = AnnotationStore(Home(tmp_path / "home").store_path)
-    update_inventory(store, open_source(images))
-    assert set(clean(store, open_source(images), load_plan(plan_file).cleaning).files.statuses) == {
-        "accepted"
-    }
+    source = open_source(images)
+    update_inventory(store, source)
+    cleaned = clean(store, source, load_plan(plan_file).cleaning)
+    assert set(cleaned.files.statuses) == {"accepted"}
 
     total = len(CLASSES) * IMAGES
     reader = start(READER, store.path, total)
