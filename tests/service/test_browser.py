@@ -21,6 +21,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 PATIENCE_MS = 120_000
+sync_api.expect.set_options(timeout=PATIENCE_MS)
 KEY = "a key for the browser"
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
