@@ -8,7 +8,10 @@ import dagster as dg
 from assets.annotation import build_annotation_asset
 from assets.automation import build_automation
 from assets.checks import build_checks
-from assets.evaluation import build_evaluation_assets
+from assets.evaluation.actions import build_action_assets
+from assets.evaluation.agreement import build_agreement_asset
+from assets.evaluation.detection import build_detection_asset
+from assets.evaluation.report import build_report_asset
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
 from assets.rederivation import build_rederivation_asset
@@ -39,7 +42,10 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
             *build_ingestion_assets(plan),
             *(build_annotation_asset(plan, entry) for entry in plan.entries),
             *build_output_assets(plan),
-            *build_evaluation_assets(plan),
+            *build_action_assets(plan),
+            build_detection_asset(plan),
+            build_agreement_asset(plan),
+            build_report_asset(plan),
             build_rederivation_asset(plan),
         ],
         asset_checks=build_checks(plan),

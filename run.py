@@ -31,12 +31,9 @@ from labeling_pipeline.home import Environment, Home, home_for
 from labeling_pipeline.images.sources import ImageSource, open_source
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan, load_plan
-from labeling_pipeline.reporting import (
-    class_table,
-    evaluate_entries,
-    evaluate_stored_actions,
-    why_not_predicted,
-)
+from labeling_pipeline.reporting.actions import evaluate_stored_actions, why_not_predicted
+from labeling_pipeline.reporting.classes import class_table
+from labeling_pipeline.reporting.detection import evaluate_entries
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_outcomes
 

@@ -19,12 +19,9 @@ from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import Plan, parse_plan
-from labeling_pipeline.reporting import (
-    best_of_each_image,
-    class_table,
-    measure_agreement,
-    predict_and_store_actions,
-)
+from labeling_pipeline.reporting.actions import best_of_each_image, predict_and_store_actions
+from labeling_pipeline.reporting.agreement import measure_agreement
+from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.results import draw_class, export_class
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore

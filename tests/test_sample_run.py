@@ -12,7 +12,8 @@ import pytest
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import load_plan
-from labeling_pipeline.reporting import evaluate_entries, evaluate_stored_actions
+from labeling_pipeline.reporting.actions import evaluate_stored_actions
+from labeling_pipeline.reporting.detection import evaluate_entries
 from labeling_pipeline.sample.dataset import DOCUMENTS, write_sample
 from labeling_pipeline.store.annotation_store import AnnotationStore
 

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from labeling_pipeline.evaluation import plots
 from labeling_pipeline.evaluation.actions import evaluate_actions
+from labeling_pipeline.evaluation.plots import actions, detection
+from labeling_pipeline.evaluation.plots.frame import png_bytes
 
 
 def predictions(classes, per_class=6, missing=True):
@@ -38,19 +39,19 @@ def figures(classes):
     evaluation = evaluate_actions(made)
     matches = pd.DataFrame({"score": made["top_probability"], "correct": made.index % 2 == 0})
     return {
-        "confusion matrix": plots.confusion_matrix(evaluation.confusion),
-        "class scores": plots.class_scores(evaluation.per_class),
-        "top probabilities": plots.top_probabilities(made),
-        "true versus predicted": plots.true_versus_predicted(made),
-        "detection labels": plots.detection_labels(per_label(classes)),
-        "box scores": plots.box_scores(matches),
+        "confusion matrix": actions.confusion_matrix(evaluation.confusion),
+        "class scores": actions.class_scores(evaluation.per_class),
+        "top probabilities": actions.top_probabilities(made),
+        "true versus predicted": actions.true_versus_predicted(made),
+        "detection labels": detection.detection_labels(per_label(classes)),
+        "box scores": detection.box_scores(matches),
     }
 
 
 @pytest.mark.parametrize("classes", [0, 1, 5, 30])
 def test_every_figure_is_a_small_png_whatever_the_number_of_classes(classes):
     for name, figure in figures(classes).items():
-        data = plots.png_bytes(figure, dpi=60)
+        data = png_bytes(figure, dpi=60)
         image = Image.open(io.BytesIO(data))
         assert image.format == "PNG", name
         assert len(data) <= 100_000, name
@@ -61,7 +62,7 @@ def test_the_confusion_matrix_shows_the_counts_and_nothing_where_there_are_none(
     confusion = pd.DataFrame(
         [[3, 1, 0], [0, 0, 2]], index=["a", "b"], columns=["a", "b", "no person"]
     )
-    (axes,) = plots.confusion_matrix(confusion).axes
+    (axes,) = actions.confusion_matrix(confusion).axes
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     cells = {(x, y): text for (x, y), text in texts.items() if "%" in text}
     assert cells == {(0, 0): "3\n75%", (1, 0): "1\n25%", (2, 1): "2\n100%"}
@@ -70,7 +71,7 @@ def test_the_confusion_matrix_shows_the_counts_and_nothing_where_there_are_none(
 
 def test_every_image_is_a_point_of_its_cell():
     made = predictions(3)
-    (axes,) = plots.true_versus_predicted(made).axes
+    (axes,) = actions.true_versus_predicted(made).axes
     points = np.concatenate([collection.get_offsets() for collection in axes.collections])
     names = sorted(set(made["true_action"]))
     columns = {name: i for i, name in enumerate(names)} | {None: 3}
@@ -88,7 +89,7 @@ def test_the_histogram_tells_right_from_wrong_and_leaves_out_what_has_no_score()
     matches = pd.DataFrame(
         {"score": [0.9, 0.8, 0.1, None, 1.0], "correct": [True, True, False, False, True]}
     )
-    (axes,) = plots.box_scores(matches).axes
+    (axes,) = detection.box_scores(matches).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["right: 3, median 0.90", "wrong: 1, median 0.10"]
     assert "1 boxes without one not shown" in axes.get_xlabel()
@@ -96,12 +97,12 @@ def test_the_histogram_tells_right_from_wrong_and_leaves_out_what_has_no_score()
 
 
 def test_a_score_that_does_not_exist_is_a_dash_and_no_bar():
-    (axes,) = plots.detection_labels(per_label(1)).axes
+    (axes,) = detection.detection_labels(per_label(1)).axes
     assert [text.get_text() for text in axes.texts] == ["–", "0.50", "1.00"]
     assert [patch.get_width() for patch in axes.patches] == [0, 0.5, 1]
 
 
 def test_pyplot_is_never_imported():
     already = "matplotlib.pyplot" in sys.modules
-    plots.png_bytes(plots.class_scores(per_label(1).rename(columns={"label": "action"})))
+    png_bytes(actions.class_scores(per_label(1).rename(columns={"label": "action"})))
     assert ("matplotlib.pyplot" in sys.modules) == already

@@ -11,7 +11,7 @@ from PIL import Image
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
 from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
-from labeling_pipeline.evaluation.report import (
+from labeling_pipeline.evaluation.report.data import (
     ActionReport,
     AgreementReport,
     CoverageRow,
@@ -21,11 +21,8 @@ from labeling_pipeline.evaluation.report import (
     RejectedFile,
     ReportData,
     coverage_rows,
-    headlines,
-    number,
-    percent,
-    render_report,
 )
+from labeling_pipeline.evaluation.report.page import headlines, number, percent, render_report
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 EMPTY = ReportData("A title", datetime(2030, 1, 2, 3, 4, tzinfo=UTC), "/data", 0)

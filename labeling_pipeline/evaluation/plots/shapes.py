@@ -1,0 +1,146 @@
+"""Kinds of figures that several evaluations draw."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from labeling_pipeline.evaluation.plots.frame import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    VERMILION,
+    new_figure,
+    nothing_to_show,
+    shortened,
+    with_fonts,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure":
+    """Draw horizontal bars, one group a row of the table: names stay readable however many."""
+    n = len(table)
+    if not n:
+        return nothing_to_show(title)
+    figure, axes = new_figure(7.4, 1.5 + 0.46 * n)
+    centers = np.arange(len(table))
+    height = 0.26
+    kinds = (
+        ("precision", BLUE, ""),
+        ("recall", ORANGE, "////"),
+        ("f1", GREEN, ""),
+    )
+    for i, (column, color, hatch) in enumerate(kinds):
+        values = table[column].to_numpy(dtype=float)
+        middle = centers + (i - 1) * height
+        axes.barh(
+            middle,
+            np.nan_to_num(values),
+            height=height * 0.92,
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+            label="F1" if column == "f1" else column,
+        )
+        for y, value in zip(middle, values, strict=True):
+            axes.text(
+                *(0.008 + (0 if math.isnan(value) else value), y),
+                "–" if math.isnan(value) else f"{value:.2f}",
+                va="center",
+                fontsize=6.5,
+                color=MUTED,
+            )
+    names = [
+        f"{shortened(name)}  ({support})"
+        for name, support in zip(table[key].astype(str), table["support"], strict=True)
+    ]
+    axes.set_yticks(centers, names, fontsize=9, color=INK)
+    axes.set_ylim(n - 0.45, -0.55)
+    axes.set_xlim(0, 1.06)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
+    axes.legend(
+        *axes.get_legend_handles_labels(),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        borderaxespad=0.2,
+        handlelength=1.4,
+    )
+    axes.set_xlabel(f"in brackets: {unit}; –: does not exist", fontsize=8, color=MUTED)
+    return with_fonts(figure)
+
+
+def right_and_wrong(
+    values: pd.Series, right: pd.Series, title: str, x_label: str, unit: str
+) -> "Figure":
+    """Draw two histograms over 0..1, one above the other, on one scale."""
+    from matplotlib.ticker import MaxNLocator
+
+    if values.isna().all():
+        return nothing_to_show(title)
+    figure, axes = new_figure(6.4, 3.6)
+    bins = np.linspace(0, 1, 21)
+    known = values.notna().to_numpy()
+    numbers = values.to_numpy(dtype=float, na_value=np.nan)
+    is_right = right.to_numpy(dtype=bool)
+    parts = [
+        ("right", numbers[known & is_right], BLUE, ""),
+        ("wrong", numbers[known & ~is_right], VERMILION, "////"),
+    ]
+    below = np.zeros(len(bins) - 1)
+    for kind, part, color, hatch in parts:
+        counts, _ = np.histogram(np.clip(part, 0, 1), bins)
+        axes.bar(
+            bins[:-1],
+            counts,
+            width=np.diff(bins) * 0.92,
+            bottom=below,
+            align="edge",
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+            label=f"{kind}: {len(part)}" + (f", median {np.median(part):.2f}" if len(part) else ""),
+        )
+        below = below + counts
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, max(float(below.max()) * 1.06, 1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    axes.spines["bottom"].set(visible=True, color=MUTED)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
+    axes.legend(
+        *axes.get_legend_handles_labels(),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=2,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        borderaxespad=0.2,
+        handlelength=1.4,
+    )
+    without = int((~known).sum())
+    suffix = f" ({without} {unit} without one not shown)" if without else ""
+    axes.set_xlabel(x_label + suffix, fontsize=9, color=INK)
+    axes.set_ylabel(unit, fontsize=9, color=INK)
+    return with_fonts(figure)

@@ -1,0 +1,108 @@
+"""The report over everything that is known of a labeled dataset."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from labeling_pipeline.asks import model_keys
+from labeling_pipeline.evaluation.actions import evaluate_actions
+from labeling_pipeline.evaluation.report.data import (
+    ActionReport,
+    EntryDetection,
+    ModelUse,
+    Picture,
+    RejectedFile,
+    ReportData,
+    coverage_rows,
+)
+from labeling_pipeline.evaluation.report.page import render_report
+from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.home import Home
+from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.inventory import report_files
+from labeling_pipeline.plan import Plan
+from labeling_pipeline.reporting.actions import (
+    action_figures,
+    stored_action_predictions,
+    why_not_predicted,
+)
+from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.classes import class_table
+from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries
+from labeling_pipeline.reporting.figures import report_pictures
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+
+def write_report(
+    store: AnnotationStore, plan: Plan, source: ImageSource, home: Home, now: datetime
+) -> Path:
+    """Write ``report.html`` over everything; returns its path."""
+    evaluations = evaluate_entries(store, plan, source)
+    predictions = stored_action_predictions(store)
+    actions = evaluate_actions(predictions)
+    reasons = why_not_predicted(actions)
+    files = report_files(store)
+    data = ReportData(
+        title=f"Annotation report: {home.path.resolve().name}",
+        generated_at=now,
+        image_root=source.root,
+        images=files.statuses.get("accepted", 0),
+        coverage=coverage_rows(class_table(store, plan)),
+        rejects=tuple(
+            RejectedFile(note.path, note.reason, note.detail or "") for note in files.not_accepted
+        ),
+        detection=tuple(
+            EntryDetection(
+                entry,
+                evaluation.boxes,
+                evaluation.keypoints,
+                report_pictures(detection_figures(entry, evaluation.boxes)),
+            )
+            for entry, evaluation in evaluations.items()
+        ),
+        agreement=agreement_report(store, plan, source),
+        actions=(
+            ActionReport(actions, report_pictures(action_figures(predictions, actions)))
+            if actions.accuracy_all is not None
+            else None
+        ),
+        examples=_examples(store, home),
+        models=_models_used(store, plan),
+        plan=Path(plan.file).read_text(encoding="utf-8") if Path(plan.file).is_file() else "",
+        absent={"actions": f"Action recognition: {reasons}."} if reasons else {},
+    )
+    path = home.reports / "report.html"
+    write_if_changed(path, render_report(data).encode())
+    return path
+
+
+def _examples(store: AnnotationStore, home: Home) -> tuple[Picture, ...]:
+    """The first drawn picture of each class, of at most twelve classes."""
+    first = store.query(
+        "SELECT class, display_name, min(image_number) AS number FROM class_images "
+        "GROUP BY class, display_name ORDER BY display_name LIMIT 12"
+    ).to_pylist()
+    paths = {
+        row["display_name"]: home.results / row["class"] / f"vis_{row['number']}.jpg"
+        for row in first
+    }
+    return tuple(
+        Picture(name, path.read_bytes(), path.name) for name, path in paths.items() if path.exists()
+    )
+
+
+def _models_used(store: AnnotationStore, plan: Plan) -> tuple[ModelUse, ...]:
+    known = {row["model_key"]: row for row in store.query("SELECT * FROM models").to_pylist()}
+    return tuple(
+        ModelUse(
+            entry=entry,
+            name=row["name"],
+            checkpoint=row["checkpoint"],
+            revision=row["revision"],
+            licence=row["licence"],
+            model_key=key,
+            parameters=json.loads(row["parameters"]),
+        )
+        for entry, key in model_keys(plan).items()
+        if (row := known.get(key)) is not None
+    )
