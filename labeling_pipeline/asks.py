@@ -17,7 +17,7 @@ from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model, require_task
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import Ask, count_due, current_regions
+from labeling_pipeline.store.ledger import Ask, View, count_due, current_regions
 
 Regions = dict[str, tuple[Region, ...]]
 """image_id -> what another entry found, for every image that it was asked of."""
@@ -31,6 +31,11 @@ def models_of(plan: Plan) -> dict[str, Model]:
 def model_keys(plan: Plan) -> dict[str, str]:
     """Entry name -> the model key that the plan asks for."""
     return {name: model.model_key for name, model in models_of(plan).items()}
+
+
+def current_view(plan: Plan) -> View:
+    """What of the stored answers the plan shows."""
+    return View(model_keys(plan), {entry.name: entry.threshold for entry in plan.entries})
 
 
 def class_names(store: AnnotationStore, *, with_retired: bool = False) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from labeling_pipeline.asks import EntryAsks, class_names, model_keys
+from labeling_pipeline.asks import EntryAsks, class_names, current_view
 from labeling_pipeline.errors import CorrectionsError
 from labeling_pipeline.export.corrections_json import (
     EDGES,
@@ -30,7 +30,6 @@ from labeling_pipeline.export.corrections_json import (
 )
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Entry, Plan
-from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.corrections import (
     SAME_THING,
@@ -179,9 +178,7 @@ class _Reader:
         self._asks: dict[str, EntryAsks] = {}
         self._answered: dict[tuple[str, str], dict[str, Row]] = {}
         found = sorted({image.image_id for image in self._images.values()})
-        for row in answered_annotations(
-            store, model_keys(plan), thresholds(plan), image_ids=found
-        ).to_pylist():
+        for row in answered_annotations(store, current_view(plan), image_ids=found).to_pylist():
             own = self._answered.setdefault((row["image_id"], row["entry"]), {})
             own[row["annotation_id"]] = row
         self._items: dict[str, Item] = {}

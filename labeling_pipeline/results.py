@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from labeling_pipeline.annotations import Annotation, Keypoint, box_iou
-from labeling_pipeline.asks import class_names, model_keys
+from labeling_pipeline.asks import class_names, current_view
 from labeling_pipeline.drawing import contact_sheet, draw_annotations, write_jpeg
 from labeling_pipeline.export.class_json import (
     build_box_document,
@@ -53,18 +53,13 @@ def covering_entries(plan: Plan, display_name: str) -> list[Entry]:
     return [entry for entry in plan.entries if entry.covers(display_name)]
 
 
-def thresholds(plan: Plan) -> dict[str, float]:
-    """Entry -> lowest score that counts."""
-    return {entry.name: entry.threshold for entry in plan.entries}
-
-
 def export_class(
     store: AnnotationStore, plan: Plan, class_slug: str, source: ImageSource, results: Path
 ) -> ExportSummary:
     """Write the JSON files of one class; one that would not change is left alone."""
     display_name = class_names(store)[class_slug]
     images = _class_images(store, class_slug)
-    annotations = current_annotations(store, model_keys(plan), thresholds(plan), class_slug)
+    annotations = current_annotations(store, current_view(plan), class_slug)
     files: dict[Path, tuple[int, int]] = {}
     written = 0
     for position, entry in enumerate(covering_entries(plan, display_name)):
@@ -97,7 +92,7 @@ def draw_class(
     memory = folder / _DRAWN
     known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
     images = _class_images(store, class_slug)
-    annotations = current_annotations(store, model_keys(plan), thresholds(plan), class_slug)
+    annotations = current_annotations(store, current_view(plan), class_slug)
     annotations = annotations[annotations["belongs"]]
     by_image = dict(tuple(annotations.groupby("image_id")))
     shown: dict[str, str] = {}

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from labeling_pipeline.__main__ import app
-from labeling_pipeline.asks import due_work, model_keys
+from labeling_pipeline.asks import current_view, due_work
 from labeling_pipeline.cleaning import clean
 from labeling_pipeline.corrections import ImportSummary, export_corrections, import_corrections
 from labeling_pipeline.errors import CorrectionsError
@@ -84,8 +84,7 @@ class Project:
     def view(self, plan: Plan | None = None, entry: str = "object") -> list[tuple[Any, ...]]:
         """(path, class, label, box to whole pixels, author) of what holds."""
         plan = plan or self.plan
-        thresholds = {entry.name: entry.threshold for entry in plan.entries}
-        rows = current_annotations(self.store, model_keys(plan), thresholds)
+        rows = current_annotations(self.store, current_view(plan))
         rows = rows[rows["entry"] == entry]
         return sorted(
             (

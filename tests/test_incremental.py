@@ -9,14 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from labeling_pipeline.asks import due_work, model_keys
+from labeling_pipeline.asks import current_view, due_work
 from labeling_pipeline.cleaning import clean
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import Plan, parse_plan
-from labeling_pipeline.results import thresholds
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
@@ -92,7 +91,7 @@ class Dataset:
 
     def shown(self, plan: Plan) -> list[tuple]:
         """The annotations that hold for the classes of each image, without their ids."""
-        frame = current_annotations(self.store, model_keys(plan), thresholds(plan))
+        frame = current_annotations(self.store, current_view(plan))
         frame = frame[frame["belongs"]]
         columns = ["path", "entry", "class", "label", "x0_px", "y0_px", "x1_px", "y1_px"]
         return [tuple(row) for row in frame[columns].itertuples(index=False)]

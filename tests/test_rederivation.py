@@ -45,7 +45,7 @@ from labeling_pipeline.rederivation import (
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore, Transaction
 from labeling_pipeline.store.corrections import SHAPE, Correction, Kind
-from labeling_pipeline.store.ledger import current_annotations, current_outcomes
+from labeling_pipeline.store.ledger import View, current_annotations, current_outcomes
 from labeling_pipeline.store.readings import answers_read_before, stored_answers
 from labeling_pipeline.tasks import Task
 
@@ -319,7 +319,7 @@ def test_what_is_read_out_of_an_answer_no_more_is_shown_no_more(
     data = dataset(tmp_path, "detection")
     data.label()
     keys = model_keys(data.plan)
-    assert len(current_annotations(data.store, keys, {})) == 12
+    assert len(current_annotations(data.store, View(keys))) == 12
     new_parser(monkeypatch)
     blind(monkeypatch)
     assert stale_readings(data.store, data.plan) == {"a": {"cat": 2, "dog": 2}}
@@ -332,7 +332,7 @@ def test_what_is_read_out_of_an_answer_no_more_is_shown_no_more(
     outcomes = current_outcomes(data.store, keys)
     assert set(outcomes["state"]) == {"unparsed"}
     assert set(outcomes["run_id"]) == {"read again"}
-    assert current_annotations(data.store, keys, {}).empty
+    assert current_annotations(data.store, View(keys)).empty
     # It is an answer all the same: nothing is due.
     data.label("later")
     assert data.asked() == 4
@@ -380,23 +380,23 @@ def test_a_changed_threshold_changes_the_view_and_writes_nothing(tmp_path: Path)
     data.label("later")
     assert data.store.path.read_bytes() == before
     keys = model_keys(data.plan)
-    assert len(current_annotations(data.store, keys, {"a": 0.0})) == 12
-    assert current_annotations(data.store, keys, {"a": entry.threshold}).empty
+    assert len(current_annotations(data.store, View(keys, {"a": 0.0}))) == 12
+    assert current_annotations(data.store, View(keys, {"a": entry.threshold})).empty
 
 
 def test_what_people_corrected_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = dataset(tmp_path, "detection")
     data.label()
     keys = model_keys(data.plan)
-    first = current_annotations(data.store, keys, {}, "cat").iloc[0]
+    first = current_annotations(data.store, View(keys), "cat").iloc[0]
     correct(data, first, {"x0_px": 1.0, "y0_px": 2.0, "x1_px": 30.0, "y1_px": 40.0})
     corrections = data.rows("SELECT * FROM corrections")
-    corrected = current_annotations(data.store, keys, {}, "cat").dropna(subset="corrected_by")
+    corrected = current_annotations(data.store, View(keys), "cat").dropna(subset="corrected_by")
     assert len(corrected) == 1
     new_parser(monkeypatch)
     data.rederive()
     assert data.rows("SELECT * FROM corrections") == corrections
-    after = current_annotations(data.store, keys, {}, "cat")
+    after = current_annotations(data.store, View(keys), "cat")
     assert len(after) == 8, "what was corrected stands there twice"
     assert set(after["parser_version"]) == {0, NEW}
     by_hand = after.dropna(subset="corrected_by")
@@ -431,7 +431,7 @@ def test_answers_about_boxes_that_people_gave_are_read_again(
     first, second = data.plan.entries
     data.plan = data.plan.model_copy(update={"entries": (first,)})
     data.label()
-    found = current_annotations(data.store, model_keys(data.plan), {}, "cat").iloc[0]
+    found = current_annotations(data.store, View(model_keys(data.plan)), "cat").iloc[0]
     correct(data, found, {"x0_px": 0.1, "y0_px": 0.7, "x1_px": 33.3, "y1_px": 40.0})
     data.plan = data.plan.model_copy(update={"entries": (first, second)})
     data.label()
@@ -483,7 +483,7 @@ def test_an_answer_that_holds_again_is_read_once_and_stands_in_each_of_its_outco
     assert [row["attempt"] for row in attempts] == [1, 3]
     assert one.annotations == len(data.read_by(NEW)[1]) == 12
     keys = model_keys(data.plan)
-    current = current_annotations(data.store, keys, {})
+    current = current_annotations(data.store, View(keys))
     # What the other prompt said of the images of other classes is asked by nobody today.
     assert set(current.loc[current["belongs"], "parser_version"]) == {NEW}
     assert stale_readings(data.store, data.plan) == {}

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from labeling_pipeline.asks import class_names, model_keys
+from labeling_pipeline.asks import class_names, current_view, model_keys
 from labeling_pipeline.evaluation.actions import ActionEvaluation, evaluate_actions, predict_actions
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.plots import actions as plots
 from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.plan import Plan
-from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
 
@@ -47,7 +46,7 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
         """
     ).to_pandas()
     images = images[images["class"].isin(list(names))]
-    people = current_annotations(store, keys, thresholds(plan))
+    people = current_annotations(store, current_view(plan))
     people = people[(people["entry"] == entry.name) & people["belongs"]]
     best = best_of_each_image(people)
     best = best.assign(bbox=list(best[BOX_COLUMNS].to_numpy()))[["image_id", "keypoints", "bbox"]]

@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from labeling_pipeline.annotations import Annotation
-from labeling_pipeline.asks import class_names, model_keys
+from labeling_pipeline.asks import class_names, current_view, model_keys
 from labeling_pipeline.drawing import contact_sheet, draw_annotations
 from labeling_pipeline.evaluation.agreement import (
     ASKED_COLUMNS,
@@ -25,7 +25,6 @@ from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Entry, Plan
-from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 from labeling_pipeline.tasks import RULES, Geometry
@@ -65,7 +64,7 @@ def measure_agreement(store: AnnotationStore, plan: Plan) -> Agreement:
         .assign(entry_a=a, entry_b=b)
         for a, b, classes in _comparable(plan, keys, names)
     ]
-    boxes = current_annotations(store, keys, thresholds(plan)).dropna(subset=BOX_COLUMNS)
+    boxes = current_annotations(store, current_view(plan)).dropna(subset=BOX_COLUMNS)
     boxes = boxes.assign(**{"class": boxes["display_name"]})
     return compare_entries(
         pd.concat(asked, ignore_index=True) if asked else pd.DataFrame(columns=ASKED_COLUMNS), boxes

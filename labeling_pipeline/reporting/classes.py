@@ -2,9 +2,8 @@
 
 import pandas as pd
 
-from labeling_pipeline.asks import model_keys
+from labeling_pipeline.asks import current_view, model_keys
 from labeling_pipeline.plan import Plan
-from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 
@@ -18,7 +17,7 @@ def class_table(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
     keys = model_keys(plan)
     outcomes = current_outcomes(store, keys)
     outcomes = outcomes[outcomes["belongs"]]
-    annotations = current_annotations(store, keys, thresholds(plan))
+    annotations = current_annotations(store, current_view(plan))
     annotations = annotations[annotations["belongs"]]
     group = ["entry", "class"]
     found = annotations.groupby(group).agg(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from labeling_pipeline.asks import model_keys
+from labeling_pipeline.asks import current_view, model_keys
 from labeling_pipeline.evaluation.detection import (
     DetectionEvaluation,
     KeypointEvaluation,
@@ -16,7 +16,6 @@ from labeling_pipeline.evaluation.plots import detection as plots
 from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
-from labeling_pipeline.results import thresholds
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 from labeling_pipeline.tasks import RULES, Geometry, Task
@@ -47,7 +46,7 @@ def evaluate_entries(
     keys = model_keys(plan)
     outcomes = current_outcomes(store, keys)
     outcomes = outcomes[outcomes["state"] != "unsupported"]
-    annotations = current_annotations(store, keys, thresholds(plan))
+    annotations = current_annotations(store, current_view(plan))
     annotations = annotations.drop_duplicates("annotation_id")
     image_of = dict(zip(outcomes["path"], outcomes["image_id"], strict=True))
     boxes = _with_image_ids(truth.boxes, image_of)

@@ -5,7 +5,7 @@ of Dagster.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,18 @@ from labeling_pipeline.store.corrections import SHAPE, Correction, Row, apply_co
 
 MAX_ATTEMPTS = 3
 """A failed outcome is asked again until this many attempts failed; then it is held."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Which of the stored answers hold, and which of their annotations count.
+
+    model_keys: entry -> the plan's model key; entries outside it are left out.
+    thresholds: entry -> lowest score kept; default: all are.
+    """
+
+    model_keys: Mapping[str, str]
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -280,32 +292,27 @@ def current_outcomes(store: AnnotationStore, model_keys: Mapping[str, str]) -> p
 
 
 def current_annotations(
-    store: AnnotationStore,
-    model_keys: Mapping[str, str],
-    thresholds: Mapping[str, float],
-    class_slug: str | None = None,
+    store: AnnotationStore, view: View, class_slug: str | None = None
 ) -> pd.DataFrame:
     """Annotations behind the current outcomes, one row for each annotation x class it answers.
 
     Corrections are applied, see `apply_corrections`; a class shows those of the label that was
     asked for it.
 
-    thresholds: entry -> lowest score kept.
     Columns: those of table ``annotations``, of the outcome ``class``, ``display_name``, ``path``,
     ``image_number``, ``belongs``, ``model_key``, and ``corrected_by``: who gave the annotation,
     NULL if a model did.
     """
-    rows = answered_annotations(store, model_keys, thresholds, class_slug)
-    corrections = stored_corrections(store, list(model_keys))
+    rows = answered_annotations(store, view, class_slug)
+    corrections = stored_corrections(store, list(view.model_keys))
     if corrections:
-        rows = _corrected(store, model_keys, rows, corrections, class_slug)
+        rows = _corrected(store, view.model_keys, rows, corrections, class_slug)
     return rows.to_pandas()
 
 
 def answered_annotations(
     store: AnnotationStore,
-    model_keys: Mapping[str, str],
-    thresholds: Mapping[str, float],
+    view: View,
     class_slug: str | None = None,
     image_ids: Sequence[str] | None = None,
 ) -> pa.Table:
@@ -313,14 +320,15 @@ def answered_annotations(
 
     image_ids: of these images only.
     """
-    limits = " ".join(f"WHEN '{entry}' THEN {limit}" for entry, limit in thresholds.items())
+    limits = " ".join(f"WHEN '{entry}' THEN {limit}" for entry, limit in view.thresholds.items())
     limit = f"CASE a.entry {limits} ELSE 0 END" if limits else "0"
     outcomes = "outcomes"
     if image_ids is not None:
         outcomes = "(SELECT * FROM outcomes WHERE image_id IN (SELECT unnest($2::VARCHAR[])))"
     sql = f"""
     WITH holding AS (
-        SELECT * FROM ({current_sql(model_keys, outcomes)}) WHERE class = $1 OR $1 IS NULL
+        SELECT * FROM ({current_sql(view.model_keys, outcomes)})
+        WHERE class = $1 OR $1 IS NULL
     )
     SELECT a.*, h.class, h.display_name, h.path, h.image_number, h.belongs, h.model_key,
         NULL::VARCHAR AS corrected_by

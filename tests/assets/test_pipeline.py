@@ -17,7 +17,7 @@ from labeling_pipeline.plan import class_slug, parse_plan
 from labeling_pipeline.results import drawn_annotation
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import current_annotations
+from labeling_pipeline.store.ledger import View, current_annotations
 
 BOXES = {"cat": [[100, 100, 500, 500]], "dog": [[200, 200, 800, 900]]}
 COWS = class_slug("Über Kühe")
@@ -223,7 +223,7 @@ def test_names_that_one_model_gave_are_the_labels_that_another_ones_boxes_are_dr
     (found, *_) = json.loads((results / "cat_thing.json").read_text())["annotations"]
     assert found["text"] == "puma"
     store = AnnotationStore(tmp_path / "home/annotations.duckdb")
-    rows = current_annotations(store, model_keys(plan), {}, "cat")
+    rows = current_annotations(store, View(model_keys(plan)), "cat")
     labels = {drawn_annotation(row, plan).label for row in rows.itertuples()}
     assert labels == {"word", "puma"}
 

@@ -9,6 +9,7 @@ from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import (
     MAX_ATTEMPTS,
     Ask,
+    View,
     count_due,
     current_annotations,
     current_outcomes,
@@ -123,7 +124,7 @@ class Dataset:
 
     def scores(self, threshold: float = 0.0, slug: str | None = None) -> list[float]:
         table = current_annotations(
-            self.store, {"object": "new"}, {"object": threshold}, class_slug=slug
+            self.store, View({"object": "new"}, {"object": threshold}), class_slug=slug
         )
         return [float(score) for score in table["score"]]
 
@@ -445,7 +446,7 @@ def test_an_annotation_is_shown_for_every_class_its_label_answers(data: Dataset)
     data.record("a", "found", generation_id="a", label="animal", **{"class": "dogs"})
     data.annotate("a", 0.9, label="animal")
     data.annotate("a", 0.4, label="distractor")
-    table = current_annotations(data.store, {"object": "new"}, {})
+    table = current_annotations(data.store, View({"object": "new"}))
     assert list(zip(table["class"], table["score"], table["belongs"], strict=True)) == [
         ("cats", 0.9, True),
         ("dogs", 0.9, False),
