@@ -20,7 +20,8 @@ from labeling_pipeline.evaluation.agreement import (
     compare_entries,
 )
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
-from labeling_pipeline.evaluation.report.data import AgreementReport, Picture
+from labeling_pipeline.evaluation.report.agreement import AgreementReport
+from labeling_pipeline.evaluation.report.data import Picture
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource

@@ -6,16 +6,18 @@ from pathlib import Path
 
 from labeling_pipeline.asks import model_keys
 from labeling_pipeline.evaluation.actions import evaluate_actions
-from labeling_pipeline.evaluation.report.data import (
-    ActionReport,
-    EntryDetection,
-    ModelUse,
-    Picture,
+from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
+from labeling_pipeline.evaluation.report.agreement import agreement_section
+from labeling_pipeline.evaluation.report.coverage import coverage_rows, coverage_section
+from labeling_pipeline.evaluation.report.data import Picture, ReportData
+from labeling_pipeline.evaluation.report.detection import EntryDetection, detection_section
+from labeling_pipeline.evaluation.report.files import (
     RejectedFile,
-    ReportData,
-    coverage_rows,
+    examples_section,
+    rejects_section,
 )
 from labeling_pipeline.evaluation.report.page import render_report
+from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.sources import ImageSource
@@ -37,43 +39,52 @@ def write_report(
     store: AnnotationStore, plan: Plan, source: ImageSource, home: Home, now: datetime
 ) -> Path:
     """Write ``report.html`` over everything; returns its path."""
-    evaluations = evaluate_entries(store, plan, source)
     predictions = stored_action_predictions(store)
     actions = evaluate_actions(predictions)
-    reasons = why_not_predicted(actions)
     files = report_files(store)
     data = ReportData(
         title=f"Annotation report: {home.path.resolve().name}",
         generated_at=now,
         image_root=source.root,
-        images=files.statuses.get("accepted", 0),
-        coverage=coverage_rows(class_table(store, plan)),
-        rejects=tuple(
-            RejectedFile(note.path, note.reason, note.detail or "") for note in files.not_accepted
+        sections=(
+            detection_section(
+                [
+                    EntryDetection(
+                        entry,
+                        evaluation.boxes,
+                        evaluation.keypoints,
+                        report_pictures(detection_figures(entry, evaluation.boxes)),
+                    )
+                    for entry, evaluation in evaluate_entries(store, plan, source).items()
+                ]
+            ),
+            actions_section(
+                ActionReport(actions, report_pictures(action_figures(predictions, actions)))
+                if actions.accuracy_all is not None
+                else None,
+                why_not_predicted(actions),
+            ),
+            agreement_section(agreement_report(store, plan, source)),
+            coverage_section(coverage_rows(class_table(store, plan))),
+            examples_section(_examples(store, home)),
+            rejects_section(
+                files.statuses.get("accepted", 0),
+                [
+                    RejectedFile(note.path, note.reason, note.detail or "")
+                    for note in files.not_accepted
+                ],
+            ),
+            provenance_section(_models_used(store, plan), _text_of(plan)),
         ),
-        detection=tuple(
-            EntryDetection(
-                entry,
-                evaluation.boxes,
-                evaluation.keypoints,
-                report_pictures(detection_figures(entry, evaluation.boxes)),
-            )
-            for entry, evaluation in evaluations.items()
-        ),
-        agreement=agreement_report(store, plan, source),
-        actions=(
-            ActionReport(actions, report_pictures(action_figures(predictions, actions)))
-            if actions.accuracy_all is not None
-            else None
-        ),
-        examples=_examples(store, home),
-        models=_models_used(store, plan),
-        plan=Path(plan.file).read_text(encoding="utf-8") if Path(plan.file).is_file() else "",
-        absent={"actions": f"Action recognition: {reasons}."} if reasons else {},
     )
     path = home.reports / "report.html"
     write_if_changed(path, render_report(data).encode())
     return path
+
+
+def _text_of(plan: Plan) -> str:
+    file = Path(plan.file)
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _examples(store: AnnotationStore, home: Home) -> tuple[Picture, ...]:

@@ -1,6 +1,5 @@
 import io
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
@@ -11,21 +10,47 @@ from PIL import Image
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
 from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
-from labeling_pipeline.evaluation.report.data import (
-    ActionReport,
-    AgreementReport,
+from labeling_pipeline.evaluation.intervals import Interval
+from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
+from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
+from labeling_pipeline.evaluation.report.coverage import (
     CoverageRow,
-    EntryDetection,
-    ModelUse,
-    Picture,
-    RejectedFile,
-    ReportData,
     coverage_rows,
+    coverage_section,
 )
-from labeling_pipeline.evaluation.report.page import headlines, number, percent, render_report
+from labeling_pipeline.evaluation.report.data import (
+    Form,
+    Headline,
+    Picture,
+    ReportData,
+    Section,
+    number,
+    percent,
+    written,
+)
+from labeling_pipeline.evaluation.report.detection import EntryDetection, detection_section
+from labeling_pipeline.evaluation.report.files import (
+    RejectedFile,
+    examples_section,
+    rejects_section,
+)
+from labeling_pipeline.evaluation.report.page import render_report
+from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
-EMPTY = ReportData("A title", datetime(2030, 1, 2, 3, 4, tzinfo=UTC), "/data", 0)
+NOTHING = (
+    detection_section(()),
+    actions_section(None),
+    agreement_section(None),
+    coverage_section(()),
+    examples_section(()),
+    rejects_section(0, ()),
+    provenance_section((), ""),
+)
+
+
+def page_of(*sections: Section, title: str = "A title") -> ReportData:
+    return ReportData(title, datetime(2030, 1, 2, 3, 4, tzinfo=UTC), "/data", sections)
 
 
 def picture(kind="PNG", width=20):
@@ -60,20 +85,24 @@ def full():
             [("objects", "cat", "a", 0, 0, 9, 9)], columns=["entry", "class", "image_id", *BOX]
         ),
     )
-    return replace(
-        EMPTY,
-        images=2,
-        coverage=(
-            CoverageRow("Sitting", "objects", "person", 5, {"found": 3, "failed": 2}, 4, 0.5),
-            CoverageRow("Running", "objects", "runner", 2, {"absent": 2}, 0, None),
+    return page_of(
+        detection_section((EntryDetection("objects", boxes, keypoints, (picture(),)),)),
+        actions_section(ActionReport(actions, (picture(width=1200),))),
+        agreement_section(AgreementReport(agreement, (picture("JPEG"),))),
+        coverage_section(
+            (
+                CoverageRow("Sitting", "objects", "person", 5, {"found": 3, "failed": 2}, 4, 0.5),
+                CoverageRow("Running", "objects", "runner", 2, {"absent": 2}, 0, None),
+            )
         ),
-        rejects=(RejectedFile("Sitting/b.jpg", "exact_duplicate", "same content as a.jpg"),),
-        detection=(EntryDetection("objects", boxes, keypoints, (picture(),)),),
-        agreement=AgreementReport(agreement, (picture("JPEG"),)),
-        actions=ActionReport(actions, (picture(width=1200),)),
-        examples=(picture("JPEG"),),
-        models=(ModelUse("objects", "rex", "org/rex", "abc", "MIT", "k1", {"dtype": "float32"}),),
-        plan="entries: []",
+        examples_section((picture("JPEG"),)),
+        rejects_section(
+            2, (RejectedFile("Sitting/b.jpg", "exact_duplicate", "same content as a.jpg"),)
+        ),
+        provenance_section(
+            (ModelUse("objects", "rex", "org/rex", "abc", "MIT", "k1", {"dtype": "float32"}),),
+            "entries: []",
+        ),
     )
 
 
@@ -102,7 +131,7 @@ class Page(HTMLParser):
 def test_the_whole_page_has_every_section_and_is_well_formed():
     page = Page(render_report(full()))
     assert page.sections == [
-        *("classes", "detection", "agreement", "actions", "examples", "rejects", "provenance")
+        *("detection", "actions", "agreement", "classes", "examples", "rejects", "provenance")
     ]
     assert page.open == []
 
@@ -114,20 +143,20 @@ def test_nothing_is_loaded_from_anywhere():
 
 
 def test_sections_without_content_are_left_out_with_a_sentence():
-    html = render_report(EMPTY)
+    html = render_report(page_of(*NOTHING))
     assert Page(html).sections == ["absent"]
     assert "there is no ground truth to compare with" in html
 
 
 def test_the_sentence_can_be_replaced_by_a_better_one():
-    html = render_report(replace(EMPTY, absent={"detection": "Detection: the plan has no truth."}))
-    assert "the plan has no truth" in html
-    assert "no ground truth to compare with" not in html
+    html = render_report(page_of(actions_section(None, "nobody was found (3 images)")))
+    assert "Action recognition: nobody was found (3 images)." in html
+    assert "there are no action predictions" not in html
 
 
 def test_names_are_escaped():
     html = render_report(
-        replace(EMPTY, title="<b>x</b>", rejects=(RejectedFile('<img src="x">', "a_reason"),))
+        page_of(rejects_section(0, (RejectedFile('<img src="x">', "a_reason"),)), title="<b>x</b>")
     )
     assert "<b>x</b>" not in html
     assert '<img src="x">' not in html
@@ -145,7 +174,7 @@ def test_numbers_that_do_not_exist_are_dashes():
 
 
 def test_the_headlines_add_up():
-    values = {headline.name: (headline.value, headline.note) for headline in headlines(full())}
+    values = {headline.name: (headline.text, headline.note) for headline in full().headlines}
     assert values["Images"] == ("2", "1 file rejected")
     assert values["Classes"] == ("2", "1 entry of the plan")
     assert values["Annotations"] == ("4", "7 outcomes")
@@ -158,7 +187,7 @@ def test_the_headlines_add_up():
 
 def test_many_rejected_files_of_one_reason_are_cut_and_counted():
     files = tuple(RejectedFile(f"{i:03}.jpg", "blurred") for i in range(230))
-    html = render_report(replace(EMPTY, rejects=files))
+    html = render_report(page_of(rejects_section(0, files)))
     assert "and 30 more" in html
     assert html.count("<li><code>") == 200
 
@@ -194,3 +223,27 @@ def test_only_a_picture_of_many_pixels_gets_a_row_of_its_own():
     assert picture(width=1200).is_wide
     assert not picture(width=600).is_wide
     assert not picture("JPEG", width=1200).is_wide
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (1234.0, Form.COUNT, "1,234"),
+        (0.456, Form.NUMBER, "0.46"),
+        (0.456, Form.SHARE, "45.6%"),
+        (None, Form.SHARE, "–"),
+        (float("nan"), Form.COUNT, "–"),
+    ],
+)
+def test_a_number_is_written_in_its_form(value, form, text):
+    assert written(value, form) == text
+
+
+def test_headlines_show_their_interval_and_counts_come_last():
+    count = Section("a", "A", "a.j2", None, (Headline("Images", 3, Form.COUNT),))
+    ratio = Section(
+        *("b", "B", "b.j2", None), (Headline("F1", 0.9, Form.NUMBER, interval=Interval(0.8, 0.97)),)
+    )
+    data = page_of(count, ratio)
+    assert [headline.name for headline in data.headlines] == ["F1", "Images"]
+    assert "0.80 to 0.97" in render_report(data)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from labeling_pipeline.evaluation.intervals import wilson_interval
 from labeling_pipeline.evaluation.plots.frame import (
     BLUE,
     GREEN,
@@ -14,11 +15,13 @@ from labeling_pipeline.evaluation.plots.frame import (
     MUTED,
     ORANGE,
     VERMILION,
+    add_note,
     new_figure,
     nothing_to_show,
     shortened,
     with_fonts,
 )
+from labeling_pipeline.evaluation.reliability import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,6 +86,64 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
         handlelength=1.4,
     )
     axes.set_xlabel(f"in brackets: {unit}; –: does not exist", fontsize=8, color=MUTED)
+    return with_fonts(figure)
+
+
+def reliability_diagram(measured: Reliability, title: str, unit: str) -> "Figure":
+    """Draw how often things of each score were right, above how many have such a score."""
+    from matplotlib.ticker import MaxNLocator
+
+    if measured.ece is None:
+        return nothing_to_show(title)
+    figure, axes = new_figure(5.2, 5.0)
+    axes.remove()
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    bins = measured.bins
+    shares = bins["right"].to_numpy()
+    ends = [
+        wilson_interval(round(share * count), count)
+        for share, count in zip(bins["right"], bins["count"], strict=True)
+    ]
+    away = [
+        [share - end.low for share, end in zip(shares, ends, strict=True) if end],
+        [end.high - share for share, end in zip(shares, ends, strict=True) if end],
+    ]
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="ideal")
+    axes.errorbar(
+        bins["mean_score"],
+        shares,
+        yerr=away,
+        color=BLUE,
+        ecolor=BLUE,
+        elinewidth=1,
+        capsize=2.5,
+        marker="o",
+        markersize=5,
+        linewidth=1.6,
+        label="measured, with 95 % intervals",
+    )
+    below.bar(
+        bins["low"],
+        bins["count"],
+        width=(bins["high"] - bins["low"]) * 0.92,
+        align="edge",
+        color=BLUE,
+        linewidth=0,
+    )
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(0, 1)
+    axes.set_ylabel("share that was right", fontsize=9, color=INK)
+    below.set_ylabel(unit, fontsize=9, color=INK)
+    below.set_xlabel("score", fontsize=9, color=INK)
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
+    for part in (axes, below):
+        part.grid(color=GRID, linewidth=0.8)
+        part.set_axisbelow(True)
+        part.tick_params(length=0, labelsize=9, labelcolor=INK)
+        part.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)
+    add_note(axes, f"expected calibration error {measured.ece:.3f} over {measured.count:,} {unit}")
+    axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=INK)
     return with_fonts(figure)
 
 

@@ -1,45 +1,17 @@
-"""What the report shows, as plain values."""
+"""What the report is made of: sections, each with its headlines, and pictures."""
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-import pandas as pd
+from labeling_pipeline.evaluation.intervals import Interval
 
-from labeling_pipeline.annotations import State
-from labeling_pipeline.evaluation.actions import ActionEvaluation
-from labeling_pipeline.evaluation.agreement import Agreement
-from labeling_pipeline.evaluation.detection import DetectionEvaluation, KeypointEvaluation
-
+# A PNG with so many pixels across needs a row of its own.
 _WIDE_PX = 950
-
-
-@dataclass(frozen=True)
-class CoverageRow:
-    """What came of one class and one entry of the plan.
-
-    outcomes: state -> images.
-    mean_score: of the annotations; ``None`` if none has a score.
-    """
-
-    display_name: str
-    entry: str
-    label: str
-    images: int
-    outcomes: Mapping[str, int]
-    annotations: int
-    mean_score: float | None
-
-
-@dataclass(frozen=True)
-class RejectedFile:
-    """A file that is not part of the dataset. ``path`` is relative to the image root."""
-
-    path: str
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +24,7 @@ class Picture:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it is a PNG with so many pixels across that it needs a row of its own."""
+        """Whether it needs a row of its own."""
         # The header's width, https://www.w3.org/TR/png/#11IHDR
         return self._is_png and int.from_bytes(self.data[16:20]) > _WIDE_PX
 
@@ -67,87 +39,97 @@ class Picture:
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-@dataclass(frozen=True)
-class EntryDetection:
-    """How one entry of the plan compares with the ground truth."""
+class Form(StrEnum):
+    """How a number is written: 1,234 or 0.93 or 93.1%."""
 
-    entry: str
-    boxes: DetectionEvaluation
-    keypoints: KeypointEvaluation | None = None
-    figures: tuple[Picture, ...] = ()
+    COUNT = "count"
+    NUMBER = "number"
+    SHARE = "share"
 
 
 @dataclass(frozen=True)
-class AgreementReport:
-    """How far entries with different models agree."""
+class Headline:
+    """A number to read first.
 
-    measured: Agreement
-    figures: tuple[Picture, ...] = ()
+    name: the same in every report, so that reports can be compared.
+    value: ``None`` if it does not exist.
+    more_is_better: whether a rise is good news; ``None`` if it is neither.
+    """
 
-
-@dataclass(frozen=True)
-class ActionReport:
-    """How well actions were recognised."""
-
-    evaluation: ActionEvaluation
-    figures: tuple[Picture, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelUse:
-    """Which model answered an entry. ``parameters`` is all that went into the key."""
-
-    entry: str
     name: str
-    checkpoint: str
-    revision: str
-    licence: str
-    model_key: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    value: float | None
+    form: Form
+    note: str = ""
+    interval: Interval | None = None
+    more_is_better: bool | None = None
+
+    @property
+    def text(self) -> str:
+        """The number as it is written."""
+        return written(self.value, self.form)
+
+    @property
+    def interval_text(self) -> str:
+        """The interval as it is written; empty without one."""
+        if self.interval is None:
+            return ""
+        return (
+            f"{written(self.interval.low, self.form)} to {written(self.interval.high, self.form)}"
+        )
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    anchor: of links to it. title: in the navigation.
+    template: a file beside this module, rendered with ``content``.
+    content: what it shows; ``None``: it is left out, and ``absent`` says why.
+    """
+
+    anchor: str
+    title: str
+    template: str
+    content: Any
+    headlines: tuple[Headline, ...] = ()
+    absent: str = ""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the page shows.
-
-    images: how many accepted images the dataset has.
-    plan: the text of the labeling plan.
-    absent: section (``coverage, rejects, detection, agreement, actions, examples, models, plan``)
-        -> the sentence that says why it is left out, in place of the usual one.
-    """
+    """Everything the page shows, in the order in which it is shown."""
 
     title: str
     generated_at: datetime
     image_root: str
-    images: int
-    coverage: tuple[CoverageRow, ...] = ()
-    rejects: tuple[RejectedFile, ...] = ()
-    detection: tuple[EntryDetection, ...] = ()
-    agreement: AgreementReport | None = None
-    actions: ActionReport | None = None
-    examples: tuple[Picture, ...] = ()
-    models: tuple[ModelUse, ...] = ()
-    plan: str = ""
-    absent: Mapping[str, str] = field(default_factory=dict)
+    sections: Sequence[Section]
+
+    @property
+    def headlines(self) -> tuple[Headline, ...]:
+        """Of all sections: first those that say how good the labels are, then the counts."""
+        every = [headline for section in self.sections for headline in section.headlines]
+        return tuple(sorted(every, key=lambda headline: headline.form is Form.COUNT))
 
 
-def coverage_rows(class_table: pd.DataFrame) -> tuple[CoverageRow, ...]:
-    """Read the rows of a table with one column a state.
+def written(value: float | None, form: Form) -> str:
+    """A number as the page writes it; one that does not exist is a dash."""
+    if value is None or math.isnan(value):
+        return "–"
+    return {Form.COUNT: f"{value:,.0f}", Form.NUMBER: number(value), Form.SHARE: percent(value)}[
+        form
+    ]
 
-    Args:
-        class_table: ``display_name, entry, label, images, annotations, mean_score`` and a column
-            of counts for every state that occurs, named like the state.
-    """
-    states = [state.value for state in State if state.value in class_table]
-    return tuple(
-        CoverageRow(
-            display_name=str(row["display_name"]),
-            entry=str(row["entry"]),
-            label=str(row["label"]),
-            images=int(row["images"]),
-            outcomes={state: int(row[state]) for state in states if row[state] > 0},
-            annotations=int(row["annotations"]),
-            mean_score=None if pd.isna(row["mean_score"]) else float(row["mean_score"]),
-        )
-        for row in class_table.to_dict("records")
-    )
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number; one that does not exist is a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share; one that does not exist is a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
+
+
+def many(count: int, one: str, several: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {one if count == 1 else several}"

@@ -1,0 +1,96 @@
+"""How sure a measured number is: 95 % confidence intervals.
+
+Shares of independent trials get Wilson's interval ("Probable inference, the law of succession, and
+statistical inference", 1927), which stays within 0..1 and is right also for few trials and for
+shares near 0 or 1. Everything else gets a bootstrap over images (Efron, "Bootstrap methods: another
+look at the jackknife", 1979; percentile method): images, not boxes, because the boxes of one image
+are right or wrong together.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CONFIDENCE = 0.95
+REPLICATES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a number lies with the confidence of ``CONFIDENCE``."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies in it."""
+        return self.low <= value <= self.high
+
+
+def wilson_interval(successes: float, trials: float) -> Interval | None:
+    """Of a share of independent trials; ``None`` without trials.
+
+    Effective counts, which need not be whole, are allowed.
+
+    Raises:
+        ValueError: there are fewer trials than successes, or a count is negative.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
+    if not trials:
+        return None
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    share = successes / trials
+    center = share + z**2 / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    # Rounding must not push the ends past a share of exactly 0 or 1.
+    low, high = (center - spread) / scale, (center + spread) / scale
+    return Interval(min(max(low, 0.0), share), max(min(high, 1.0), share))
+
+
+def bootstrap_intervals(
+    statistics: Callable[[np.ndarray], Sequence[float | None]],
+    units: int,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> list[Interval | None]:
+    """Of several statistics at once, from the same resamples.
+
+    Args:
+        statistics: takes how often each unit was drawn, (units,) int64, and returns the
+            statistics of that resample; one that does not exist there is ``None`` or NaN.
+        units: how many independent units there are, as images.
+        replicates: how many resamples are drawn.
+        seed: of the resampling.
+
+    Returns:
+        An interval for each statistic; ``None`` for one that exists in less than half of the
+        resamples, and for all without at least two units.
+    """
+    if units < 2:
+        count = len(statistics(np.ones(units, dtype=np.int64)))
+        return [None] * count
+    random = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            statistics(np.bincount(random.integers(units, size=units), minlength=units))
+            for _ in range(replicates)
+        ],
+        dtype=float,
+    )
+    tail = (1 - CONFIDENCE) / 2
+    intervals: list[Interval | None] = []
+    for values in drawn.T:
+        known = values[np.isfinite(values)]
+        if 2 * len(known) < replicates:
+            intervals.append(None)
+        else:
+            low, high = np.quantile(known, [tail, 1 - tail])
+            intervals.append(Interval(float(low), float(high)))
+    return intervals

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from labeling_pipeline.evaluation.intervals import (
+    Interval,
+    bootstrap_intervals,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 1), (1, 1), (0, 20), (20, 20), (3, 7), (950, 1000), (1, 100_000)]
+)
+def test_shares_have_the_interval_that_scipy_computes(successes, trials):
+    found = wilson_interval(successes, trials)
+    expected = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert found.holds(successes / trials)
+
+
+def test_a_share_of_nothing_has_no_interval():
+    assert wilson_interval(0, 0) is None
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(-1, 3), (4, 3)])
+def test_impossible_counts_are_refused(successes, trials):
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(successes, trials)
+
+
+def test_the_bootstrap_of_a_mean_is_the_one_of_theory():
+    values = np.random.default_rng(3).normal(5, 2, 400)
+    (found,) = bootstrap_intervals(lambda drawn: [(drawn @ values) / drawn.sum()], len(values))
+    error = values.std() / math.sqrt(len(values))
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=error / 4)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=error / 4)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    def mean(drawn):
+        return [(drawn @ np.arange(30)) / 30]
+
+    assert bootstrap_intervals(mean, 30, seed=1) == bootstrap_intervals(mean, 30, seed=1)
+    assert bootstrap_intervals(mean, 30, seed=1) != bootstrap_intervals(mean, 30, seed=2)
+
+
+def test_several_statistics_share_their_resamples():
+    values = np.random.default_rng(0).random(50)
+    low, double = bootstrap_intervals(
+        lambda drawn: [(drawn @ values) / 50, 2 * (drawn @ values) / 50], 50
+    )
+    assert (double.low, double.high) == pytest.approx((2 * low.low, 2 * low.high))
+
+
+def test_a_statistic_that_seldom_exists_has_no_interval():
+    assert bootstrap_intervals(lambda drawn: [None, 1.0], 10) == [None, Interval(1.0, 1.0)]
+
+
+@pytest.mark.parametrize("units", [0, 1])
+def test_less_than_two_units_say_nothing_of_chance(units):
+    assert bootstrap_intervals(lambda drawn: [0.5, 0.5], units) == [None, None]
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(5)
+    held = 0
+    for _ in range(200):
+        values = random.random(60) < 0.8
+        (found,) = bootstrap_intervals(lambda drawn: [drawn @ values / 60], 60, replicates=200)  # noqa: B023
+        held += found.holds(0.8)
+    assert 0.88 < held / 200 <= 1
