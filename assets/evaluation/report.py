@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from assets.evaluation.upstream import EVALUATION, WHEN_LABELS_ARE_IN, every_class_of, labels_of
-from assets.metadata import frame_table
+from assets.metadata import frame_table, table
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.classes import class_table
-from labeling_pipeline.reporting.report import write_report
+from labeling_pipeline.reporting.report import headline_rows, write_report
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
 from resources.vision_model import VisionModelResource
@@ -38,12 +38,14 @@ def build_report_asset(plan: Plan) -> dg.AssetsDefinition:
     ) -> None:
         effective = vision_model.applied_to(plan)
         home = annotation_store.at()
-        path = write_report(
+        written = write_report(
             annotation_store.open(), effective, image_source.open(), home, datetime.now(UTC)
         )
         context.add_output_metadata(
             {
-                "report": dg.MetadataValue.path(path.resolve()),
+                "report": dg.MetadataValue.path(written.page.resolve()),
+                "all_reports": dg.MetadataValue.path(written.index.resolve()),
+                "numbers": table(headline_rows(written)),
                 "classes": frame_table(class_table(annotation_store.open(), effective)),
             }
         )

@@ -34,6 +34,7 @@ from labeling_pipeline.evaluation.report.files import (
     examples_section,
     rejects_section,
 )
+from labeling_pipeline.evaluation.report.history import Summary, changes_between
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
 
@@ -129,9 +130,19 @@ class Page(HTMLParser):
 
 
 def test_the_whole_page_has_every_section_and_is_well_formed():
-    page = Page(render_report(full()))
+    nothing = Summary(datetime(2030, 1, 1, tzinfo=UTC), (), {}, {}, "")
+    page = Page(render_report(full(), changes_between(nothing, nothing)))
     assert page.sections == [
-        *("detection", "actions", "agreement", "classes", "examples", "rejects", "provenance")
+        *(
+            "changes",
+            "detection",
+            "actions",
+            "agreement",
+            "classes",
+            "examples",
+            "rejects",
+            "provenance",
+        )
     ]
     assert page.open == []
 

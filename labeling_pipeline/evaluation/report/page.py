@@ -5,24 +5,45 @@ archived and printed. What there is nothing to say about is left out, with a sen
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labeling_pipeline.evaluation.report.data import ReportData, number, percent
+from labeling_pipeline.evaluation.report.history import Changes, changes_section
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _TEMPLATE = "page.html.j2"
 
 
-def render_report(data: ReportData) -> str:
-    """Render the page as HTML. All text is escaped."""
+def render_report(data: ReportData, changes: Changes | None = None) -> str:
+    """Render the page as HTML. All text is escaped.
+
+    changes: since the report before; they stand first, and beside the numbers.
+    """
+    sections = [changes_section(changes), *data.sections]
+    return (
+        environment()
+        .get_template(_TEMPLATE)
+        .render(
+            data=data,
+            changes=changes,
+            shown=[section for section in sections if section.content is not None],
+            absent=[section.absent for section in sections if section.content is None],
+        )
+    )
+
+
+def environment() -> "Environment":
+    """Where the templates lie, and how they write numbers."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent}
-    shown = [section for section in data.sections if section.content is not None]
-    absent = [section.absent for section in data.sections if section.content is None]
-    return environment.get_template(_TEMPLATE).render(data=data, shown=shown, absent=absent)
+    found.filters |= {"number": number, "percent": percent}
+    return found

@@ -19,6 +19,11 @@ class ModelUse:
     model_key: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def in_words(self) -> str:
+        """The model and its key."""
+        return f"{self.name} ({self.model_key})"
+
 
 @dataclass(frozen=True)
 class Provenance:
