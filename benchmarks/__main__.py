@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    evaluation,
     florence_2,
     grouping,
     ingestion,
@@ -17,7 +18,7 @@ from benchmarks import (
 
 MODULES = (
     *(labeling, grouping, florence_2, rederivation),
-    *(ingestion, inventory, store, service, loading),
+    *(ingestion, inventory, store, evaluation, service, loading),
 )
 
 if __name__ == "__main__":

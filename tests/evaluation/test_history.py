@@ -48,9 +48,9 @@ def test_nothing_changed():
 @pytest.mark.parametrize(
     ("before", "now", "step", "verdict", "chance"),
     [
-        (f1(0.90), f1(0.80, 0.75, 0.85), "−0.10", "worse", False),
-        (f1(0.90), f1(0.97, 0.95, 0.99), "+0.07", "better", False),
-        (f1(0.90), f1(0.93, 0.88, 0.97), "+0.03", "better", True),
+        (f1(0.90), f1(0.80, 0.75, 0.85), "−0.100", "worse", False),
+        (f1(0.90), f1(0.97, 0.95, 0.99), "+0.070", "better", False),
+        (f1(0.90), f1(0.93, 0.88, 0.97), "+0.030", "better", True),
         (f1(None), f1(0.93), "", "", False),
         (f1(0.93), f1(None), "", "", False),
     ],
@@ -116,7 +116,7 @@ def test_the_index_links_every_report_and_shows_how_numbers_went():
     assert links == sorted(links)
     assert "&lt;Reports&gt;" in html
     assert '<polyline points="0.0,22.0 50.0,12.0 100.0,2.0"/>' in html
-    assert "3 reports, 0.70 to 0.90" in html
+    assert "3 reports, 0.700 to 0.900" in html
 
 
 def test_a_number_that_never_moved_is_a_level_line():

@@ -190,9 +190,9 @@ def test_the_headlines_add_up():
     assert values["Classes"] == ("2", "1 entry of the plan")
     assert values["Annotations"] == ("4", "7 outcomes")
     assert values["Without an answer"] == ("2", "28.6% of the outcomes")
-    assert values["F1 of objects"] == ("1.00", "at IoU 0.5, 1 image")
+    assert values["F1 of objects"] == ("1.000", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
-    assert values["Agreement of models"] == ("0.00", "1 image compared")
+    assert values["Agreement of models"] == ("0.000", "1 image compared")
     assert values["Action accuracy"] == ("50.0%", "100.0% where predicted")
 
 
@@ -240,7 +240,7 @@ def test_only_a_picture_of_many_pixels_gets_a_row_of_its_own():
     ("value", "form", "text"),
     [
         (1234.0, Form.COUNT, "1,234"),
-        (0.456, Form.NUMBER, "0.46"),
+        (0.456, Form.NUMBER, "0.456"),
         (0.456, Form.SHARE, "45.6%"),
         (None, Form.SHARE, "–"),
         (float("nan"), Form.COUNT, "–"),
@@ -257,4 +257,4 @@ def test_headlines_show_their_interval_and_counts_come_last():
     )
     data = page_of(count, ratio)
     assert [headline.name for headline in data.headlines] == ["F1", "Images"]
-    assert "0.80 to 0.97" in render_report(data)
+    assert "0.800 to 0.970" in render_report(data)

@@ -40,7 +40,7 @@ class Picture:
 
 
 class Form(StrEnum):
-    """How a number is written: 1,234 or 0.93 or 93.1%."""
+    """How a number is written: 1,234 or 0.931 or 93.1%."""
 
     COUNT = "count"
     NUMBER = "number"
@@ -115,9 +115,12 @@ def written(value: float | None, form: Form) -> str:
     """A number as the page writes it; one that does not exist is a dash."""
     if value is None or math.isnan(value):
         return "–"
-    return {Form.COUNT: f"{value:,.0f}", Form.NUMBER: number(value), Form.SHARE: percent(value)}[
-        form
-    ]
+    by_form = {
+        Form.COUNT: f"{value:,.0f}",
+        Form.NUMBER: number(value, 3),
+        Form.SHARE: percent(value),
+    }
+    return by_form[form]
 
 
 def number(value: float | None, digits: int = 2) -> str:
