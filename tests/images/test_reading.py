@@ -1,4 +1,5 @@
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,34 @@ def test_more_pixels_than_the_limit_are_an_error_every_time(side_px: int):
         with pytest.raises(ImageError) as caught:
             read_image(data)
         assert caught.value.reason == "too_large"
+
+
+def iptc(wrapped: bytes) -> bytes:
+    """An IPTC file of 16 x 16 px, grey, that says of its data only that they are compressed."""
+    fields = {
+        (3, 60): b"\x01\0",
+        (3, 20): struct.pack(">H", 16),
+        (3, 30): struct.pack(">H", 16),
+        (3, 120): b"\x05",
+        (8, 10): wrapped,
+    }
+    return b"".join(
+        bytes([0x1C, *tag]) + struct.pack(">H", len(data)) + data for tag, data in fields.items()
+    ) + bytes(5)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", id="EPS"),
+        pytest.param(encoded(Image.new("L", (16, 16)), "PNG"), id="PNG"),
+    ],
+)
+def test_no_file_smuggles_in_another_of_any_format(wrapped: bytes):
+    assert Image.open(io.BytesIO(iptc(wrapped))).format == "IPTC"
+    with pytest.raises(ImageError) as caught:
+        read_image(iptc(wrapped))
+    assert caught.value.reason == "not_an_image"
 
 
 def test_a_file_that_is_not_there_costs_that_image_only(tmp_path: Path):
