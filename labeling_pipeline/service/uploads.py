@@ -5,7 +5,6 @@ image is read from its header before anything is decoded.
 """
 
 import asyncio
-import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labeling_pipeline.errors import RequestError
+from labeling_pipeline.errors import ImageError, RequestError
 from labeling_pipeline.images.reading import read_image, readable_formats
 from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.service.problems import error_response
@@ -24,6 +23,9 @@ from labeling_pipeline.service.problems import error_response
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 << 10
 """A field that is no file holds names and numbers; this is far more than any needs."""
+
+# ICO and ICNS hold other images, which say how large they are only when Pillow decodes them.
+_ICONS = (b"\0\0\1\0", b"icns")
 
 
 class BodyLimit:
@@ -95,6 +97,7 @@ def accept(file: UploadFile, config: ServiceConfig) -> Upload:
 
     Raises:
         RequestError: it is too large, or shows too many pixels; status 413.
+        ImageError: it is of a kind that does not say so beforehand.
     """
     if (file.size or 0) > config.max_file_bytes:
         raise RequestError(
@@ -102,6 +105,8 @@ def accept(file: UploadFile, config: ServiceConfig) -> Upload:
             f"expected a file of at most {config.max_file_bytes} bytes, got {file.size}: save it "
             "smaller",
         )
+    if file.file.read(4) in _ICONS:
+        raise ImageError("unreadable", "icons hold several images: send one of them, as PNG")
     width, height = _size_px(file.file)
     if width * height > config.max_pixels:
         raise RequestError(
@@ -116,8 +121,7 @@ def _size_px(file: BinaryIO) -> tuple[int, int]:
     """(width, height) that the header says; nothing where there is none to read, for then there
     is nothing to decode either."""
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=readable_formats()) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(file, formats=readable_formats()) as image:
             return image.size
     except Image.DecompressionBombError:
         raise RequestError(

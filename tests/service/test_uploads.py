@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.service.conftest import image_bytes
 
 CATEGORIES = {"categories": "cat"}
+JSON = {"accept": "application/json"}
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -26,6 +27,18 @@ def png_bomb(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     rows = zlib.compress(bytes((width // 8 + 1) * 8), 9)
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def in_ico(png: bytes) -> bytes:
+    """An icon that says it is 16 x 16 px."""
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png
+
+
+def in_icns(png: bytes) -> bytes:
+    """An icon that says it is 128 x 128 px."""
+    block = b"ic07" + struct.pack(">I", len(png) + 8) + png
+    return b"icns" + struct.pack(">I", len(block) + 8) + block
 
 
 def text_bomb() -> bytes:
@@ -76,6 +89,8 @@ def assert_useful(reply: httpx.Response, *statuses: int) -> None:
         pytest.param(png_bomb(60_000, 60_000), 413, id="a bomb that Pillow refuses"),
         pytest.param(png_bomb(9_000, 9_000), 413, id="a bomb beyond our limit"),
         pytest.param(text_bomb(), 422, id="a bomb of text"),
+        pytest.param(in_ico(png_bomb(9_000, 9_000)), 422, id="a bomb in an icon"),
+        pytest.param(in_icns(png_bomb(9_000, 9_000)), 422, id="a bomb in an icon of a Mac"),
         pytest.param(bytes(21 << 20), 413, id="a file that is too large"),
     ],
 )
@@ -83,6 +98,21 @@ def test_a_file_that_is_no_good_image_is_a_problem_and_the_next_request_works(cl
     files = {"file": ("photo.jpg", data, "image/jpeg")}
     assert_useful(client.post("/detection", files=files, data=CATEGORIES), status)
     assert_still_works(client)
+
+
+@pytest.mark.parametrize("wrap", [in_ico, in_icns])
+def test_nothing_is_decoded_that_does_not_say_beforehand_how_large_it_is(serve, monkeypatch, wrap):
+    client = serve()
+    decoded = []
+    load = PngImagePlugin.PngImageFile.load_prepare
+    monkeypatch.setattr(
+        PngImagePlugin.PngImageFile,
+        "load_prepare",
+        lambda self: decoded.append(self.size) or load(self),
+    )
+    for image in (image_bytes(), wrap(image_bytes())):
+        client.post("/detection", files={"file": image}, data=CATEGORIES, headers=JSON)
+    assert decoded == [(120, 90)]
 
 
 def test_a_file_that_points_to_itself_is_answered(client):
