@@ -33,18 +33,26 @@ def serve(script) -> Iterator[Callable[..., TestClient]]:
     """Start a service on a scripted model, or on named ones; returns a client of it."""
     with ExitStack() as stack:
 
-        def start(*models: str, script_keys: dict | None = None, **options) -> TestClient:
+        def start(
+            *models: str, script_keys: dict | None = None, ready: bool = True, **options
+        ) -> TestClient:
             names = models or (script(**{"boxes": BOXES, **(script_keys or {})}),)
             app = create_app(ServiceConfig(models=names, **options))
             client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
             stack.enter_context(client)
-            service = app.state.service
-            while not service.is_ready:
-                assert service.failure is None, service.failure
-                time.sleep(0.01)
+            if ready:
+                wait_until_ready(app)
             return client
 
         yield start
+
+
+def wait_until_ready(app: FastAPI) -> None:
+    """Until all models are loaded."""
+    service = app.state.service
+    while not service.is_ready:
+        assert service.failure is None, service.failure
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -54,10 +62,10 @@ def listening(app: FastAPI) -> Iterator[str]:
     thread = Thread(target=server.run)
     thread.start()
     try:
-        while not (server.started and app.state.service.is_ready):
+        while not server.started:
             assert thread.is_alive()
-            assert app.state.service.failure is None, app.state.service.failure
             time.sleep(0.01)
+        wait_until_ready(app)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
