@@ -1,10 +1,12 @@
 """A service within the test's own process, on the scripted model."""
 
+import asyncio
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from labeling_pipeline.annotations import Generation
+from labeling_pipeline.models.base import Model
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.service.app import create_app
 from labeling_pipeline.service.config import ServiceConfig
@@ -26,6 +30,31 @@ def image_bytes(width: int = 120, height: int = 90, kind: str = "PNG", seed: int
     file = io.BytesIO()
     Image.fromarray(scene.image).save(file, kind)
     return file.getvalue()
+
+
+class Gate:
+    """Holds a model in the middle of its first batch: what is asked meanwhile waits in line."""
+
+    def __init__(self, model: Model) -> None:
+        self._busy, self._may_go_on = Event(), Event()
+        forward = model.forward
+
+        def held(prepared: Sequence[Any]) -> list[Generation]:
+            # The empty batch loads the model.
+            if prepared:
+                self._busy.set()
+                assert self._may_go_on.wait(60)
+            return forward(prepared)
+
+        model.forward = held
+
+    async def closes(self) -> None:
+        """Until the model is in the middle of a batch."""
+        assert await asyncio.to_thread(self._busy.wait, 60)
+
+    def open(self) -> None:
+        """Let the model go on, and hold it no more."""
+        self._may_go_on.set()
 
 
 @pytest.fixture
