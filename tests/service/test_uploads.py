@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import struct
 import zlib
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.service.conftest import image_bytes
+from tests.service.conftest import Gate, image_bytes
 
 CATEGORIES = {"categories": "cat"}
 JSON = {"accept": "application/json"}
@@ -234,29 +235,51 @@ def test_a_request_that_does_not_arrive_in_time_is_given_up(serve):
     assert_useful(reply, 408)
 
 
+def held(client) -> Gate:
+    """A gate before the model of a service."""
+    (model,) = client.app.state.service.models.values()
+    return Gate(model)
+
+
 def test_a_full_queue_is_a_503_with_the_time_to_come_again(serve):
-    client = serve(script_keys={"delay_s": 0.3}, queue_images=2, max_files=2)
+    client = serve(queue_images=2, max_files=2)
+    gate = held(client)
 
     async def crowd() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as many:
             files = {"file": image_bytes()}
-            asked = [many.post("/detection", files=files, data=CATEGORIES) for _ in range(8)]
-            return await asyncio.gather(*asked)
+            asked = [
+                asyncio.create_task(many.post("/detection", files=files, data=CATEGORIES))
+                for _ in range(8)
+            ]
+            first_back = [await one for one in itertools.islice(asyncio.as_completed(asked), 6)]
+            gate.open()
+            assert [one.status_code for one in await asyncio.gather(*asked)].count(200) == 2
+            return first_back
 
-    replies = client.portal.call(crowd)
-    refused = [reply for reply in replies if reply.status_code != 200]
-    assert 0 < len(refused) < 8
-    for reply in refused:
+    for reply in client.portal.call(crowd):
         assert_useful(reply, 503)
         assert int(reply.headers["retry-after"]) >= 1
     assert_still_works(client)
     assert client.get("/health").json()["queue"] == {"depth": 0, "limit": 2}
 
 
+def test_what_is_not_answered_in_time_is_a_503_with_the_time_to_come_again(serve):
+    client = serve(timeout_s=1.0)
+    gate = held(client)
+    reply = client.post("/detection", files={"file": image_bytes()}, data=CATEGORIES)
+    assert_useful(reply, 503)
+    assert "no answer within 1 s" in reply.json()["detail"]
+    assert int(reply.headers["retry-after"]) >= 1
+    gate.open()
+    assert_still_works(client)
+
+
 def test_who_hangs_up_is_not_worked_for(serve, tmp_path):
     log = tmp_path / "asked.jsonl"
-    client = serve(script_keys={"delay_s": 0.4, "log": str(log)})
+    client = serve(script_keys={"log": str(log)})
+    gate = held(client)
     body = part("file", image_bytes(), "a.png") + part("categories", b"gone") + b"--line--"
     headers = {"content-type": "multipart/form-data; boundary=line"}
 
@@ -266,8 +289,9 @@ def test_who_hangs_up_is_not_worked_for(serve, tmp_path):
             busy = asyncio.create_task(
                 other.post("/detection", files={"file": image_bytes()}, data=CATEGORIES)
             )
-            await asyncio.sleep(0.2)
+            await gate.closes()
             assert await _send(client.app, headers, iter([body]), gone_after_s=0.1) == []
+            gate.open()
             assert (await busy).status_code == 200
 
     client.portal.call(hang_up)
