@@ -184,6 +184,26 @@ def test_the_picture_comes_with_the_answer_in_its_header(client):
     assert len(told.labels["cat"].annotations) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("/detection", {"categories": "cat"}),
+        ("/keypoint", {}),
+        ("/ocr", {"output_format": "Box"}),
+        ("/ocr", {"output_format": "Polygon"}),
+        ("/visual_prompting", {"visual_prompt_boxes": "[[10, 20, 60, 70]]"}),
+    ],
+)
+def test_what_comes_as_a_picture_comes_as_json_if_that_is_asked_for(client, path, data):
+    drawn = client.post(path, files=file(), data=data)
+    assert drawn.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(drawn.content)).format == "JPEG"
+    told = client.post(path, files=file(), data=data, headers=JSON)
+    assert told.headers["content-type"] == "application/json"
+    in_header = json.loads(drawn.headers[HEADER])
+    assert in_header | {"latency_s": 0} == told.json() | {"latency_s": 0}
+
+
 def test_labels_outside_of_ascii_survive_the_header(serve):
     client = serve(script_keys={"boxes": {"猫": [[1, 2, 500, 600]]}})
     reply = client.post("/detection", files=file(), data={"categories": "猫"})
