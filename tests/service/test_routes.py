@@ -2,6 +2,8 @@ import base64
 import io
 import json
 import logging
+import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -324,13 +326,20 @@ def test_a_task_that_no_served_model_can_do_names_the_models_that_can(serve):
 # What the service says of itself
 
 
-def test_health_says_all_that_another_program_must_know(client):
+def test_health_says_all_that_another_program_must_know(serve):
+    client = serve(script_keys={"vocabulary": ["cat", "dog"]})
     health = client.get("/health").json()
     assert (health["status"], health["queue"]) == ("ready", {"depth": 0, "limit": 64})
+    assert health["version"] == version("labeling-pipeline")
+    time.sleep(0.01)
+    assert 0 < health["uptime_s"] < client.get("/health").json()["uptime_s"]
     ((name, model),) = health["models"].items()
     assert name == "script_0.json"
     assert model["loaded"] is True
-    assert {"model_key", "protocol_version", "parser_version", "card", "settings"} <= set(model)
+    assert model["card"]["vocabulary"] == ["cat", "dog"]
+    (served,) = client.app.state.service.models.values()
+    assert model["model_key"] == served.model_key
+    assert {"protocol_version", "parser_version", "parameters", "settings"} <= set(model)
 
 
 def test_the_table_of_tasks_lists_every_task_and_who_does_it(client):
