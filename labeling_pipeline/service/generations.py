@@ -55,8 +55,6 @@ async def generations(
     def look(sent: UploadFile) -> Upload | ImageError:
         try:
             return accept(sent, service.config)
-        except ImageError as error:
-            return error
         except RequestError as error:
             return ImageError("too_large", error.detail)
 

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labeling_pipeline.errors import ImageError, RequestError
+from labeling_pipeline.errors import RequestError
 from labeling_pipeline.images.reading import read_image, readable_formats
 from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.service.problems import error_response
@@ -24,8 +24,12 @@ MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 << 10
 """A field that is no file holds names and numbers; this is far more than any needs."""
 
-# ICO and ICNS hold other images, which say how large they are only when Pillow decodes them.
-_ICONS = (b"\0\0\1\0", b"icns")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF"),
+    *("BMP", "TIFF", "JPEG2000", "PPM", "PSD", "QOI"),
+)
+"""What is decoded: formats in use, and none that wraps an image of another, as icons do: that one
+would say how large it is only when it is decoded."""
 
 
 class BodyLimit:
@@ -89,7 +93,7 @@ class Upload:
             ImageError: it is no image that can be read.
         """
         self.file.seek(0)
-        return read_image(self.file.read())
+        return read_image(self.file.read(), FORMATS)
 
 
 def accept(file: UploadFile, config: ServiceConfig) -> Upload:
@@ -97,7 +101,6 @@ def accept(file: UploadFile, config: ServiceConfig) -> Upload:
 
     Raises:
         RequestError: it is too large, or shows too many pixels; status 413.
-        ImageError: it is of a kind that does not say so beforehand.
     """
     if (file.size or 0) > config.max_file_bytes:
         raise RequestError(
@@ -105,8 +108,6 @@ def accept(file: UploadFile, config: ServiceConfig) -> Upload:
             f"expected a file of at most {config.max_file_bytes} bytes, got {file.size}: save it "
             "smaller",
         )
-    if file.file.read(4) in _ICONS:
-        raise ImageError("unreadable", "icons hold several images: send one of them, as PNG")
     width, height = _size_px(file.file)
     if width * height > config.max_pixels:
         raise RequestError(
@@ -121,7 +122,7 @@ def _size_px(file: BinaryIO) -> tuple[int, int]:
     """(width, height) that the header says; nothing where there is none to read, for then there
     is nothing to decode either."""
     try:
-        with Image.open(file, formats=readable_formats()) as image:
+        with Image.open(file, formats=readable_formats(FORMATS)) as image:
             return image.size
     except Image.DecompressionBombError:
         raise RequestError(

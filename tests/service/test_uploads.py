@@ -42,6 +42,14 @@ def in_icns(png: bytes) -> bytes:
     return b"icns" + struct.pack(">I", len(block) + 8) + block
 
 
+def scan_bomb() -> bytes:
+    """A JPEG that would be gone over ten thousand times, in a megabyte."""
+    file = io.BytesIO()
+    Image.new("RGB", (5_000, 5_000)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    return whole[:-2] + whole[whole.rindex(b"\xff\xc4") : -2] * 10_000 + whole[-2:]
+
+
 def text_bomb() -> bytes:
     """A small PNG with a text chunk that would inflate to 256 MiB."""
     deflate = zlib.compressobj(9)
@@ -92,6 +100,7 @@ def assert_useful(reply: httpx.Response, *statuses: int) -> None:
         pytest.param(text_bomb(), 422, id="a bomb of text"),
         pytest.param(in_ico(png_bomb(9_000, 9_000)), 422, id="a bomb in an icon"),
         pytest.param(in_icns(png_bomb(9_000, 9_000)), 422, id="a bomb in an icon of a Mac"),
+        pytest.param(scan_bomb(), 422, id="a bomb of scans"),
         pytest.param(bytes(21 << 20), 413, id="a file that is too large"),
     ],
 )
