@@ -195,7 +195,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
             alone += server.load(pictures, clients=1, seconds=ALONE_S)
             together += server.load(pictures, clients=CLIENTS, seconds=TOGETHER_S)
         yield "one client, one request at a time", _rate(alone), "1.00"
-        what = f"{CLIENTS} clients for {together.seconds:.0f} s"
+        what = f"{CLIENTS} clients, {ROUNDS} times for {TOGETHER_S:.0f} s"
         yield what, _rate(together), f"{together.rate / alone.rate:.2f}"
 
         crowd = server.load(pictures, clients=CROWD, requests=CROWD)

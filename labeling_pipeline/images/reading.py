@@ -13,14 +13,15 @@ One conversion for everything that is stored in another way:
 - CMYK, YCbCr, palette, Lab and HSV go through Pillow's conversion.
 - Embedded colour profiles are ignored, as the loaders do that models were trained with.
 
-Only formats that decode in-process are opened: Pillow would hand EPS to Ghostscript. The header is
-judged before anything is decoded.
+Only formats that decode in-process are opened: Pillow would hand EPS to Ghostscript, and opens
+whatever an IPTC file wraps, EPS too. The header is judged before anything is decoded.
 """
 
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "XVTHUMB": (),
     "IM": (".im",),
     "IMT": (),
-    "IPTC": (".iim",),
     "PCD": (".pcd",),
     "SPIDER": (),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
@@ -76,6 +76,10 @@ EXTENSIONS = frozenset(extension for of_format in FORMATS.values() for extension
 
 MAX_SIDE_PX = 65_535
 """The longest side that is decoded: what a JPEG can have at most."""
+
+MAX_JPEG_SCANS = 50
+"""How often a JPEG may go over its pixels. Encoders write about ten scans; each is a few bytes in
+the file that may cost as much time as the whole image."""
 
 # How files begin that are images, but not ones that can be opened. Offset, bytes, name.
 _SIGNATURES = (
@@ -102,6 +106,10 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
     8: np.rot90,
 }
+# In the data of a scan FF 00 stands for the byte FF, and D0..D7 say where decoding may restart.
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
+_JPEG_WITHOUT_LENGTH = (b"\x01", b"\xd8")
 _TRUNCATION_WORDS = ("truncated", "not enough", "unexpected end", "end of file", "eof")
 # Converted at once, so that no conversion needs memory for a whole image beside it.
 _STRIP_PIXELS = 1 << 20
@@ -120,11 +128,12 @@ class DecodedImage:
     exif_orientation: int  # 1..8, 1 where the file says nothing
 
 
-def read_image(source: Path | str | bytes) -> np.ndarray:
+def read_image(source: Path | str | bytes, formats: Sequence[str] | None = None) -> np.ndarray:
     """Read an image as everything in this package sees it.
 
     Args:
         source: a path, or the bytes of a file.
+        formats: those of `FORMATS` that may be opened; default: all.
 
     Returns:
         (height, width, 3) uint8, RGB, EXIF-upright.
@@ -135,18 +144,19 @@ def read_image(source: Path | str | bytes) -> np.ndarray:
             `MAX_SIDE_PX`), ``decoder_memory`` or ``unreadable``.
     """
     if isinstance(source, bytes):
-        return decode(source).pixels
+        return decode(source, formats=formats).pixels
     try:
         data = Path(source).read_bytes()
     except OSError as error:
         raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
-    return decode(data).pixels
+    return decode(data, formats=formats).pixels
 
 
 def decode(
     data: bytes,
     at_least_px: int | None = None,
     admit: Callable[[int], None] = lambda pixels: None,
+    formats: Sequence[str] | None = None,
 ) -> DecodedImage:
     """Decode the bytes of a file; `read_image` with the facts of how it was stored.
 
@@ -156,6 +166,7 @@ def decode(
             enough. JPEG then decodes a fraction of its coefficients; others are averaged.
         admit: called when the header is known and before pixels are decoded, with how many of them
             will be in memory; it may wait, or raise.
+        formats: those of `FORMATS` that may be opened; default: all.
 
     Raises:
         ImageError: as `read_image` does.
@@ -163,7 +174,11 @@ def decode(
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
+        with Image.open(io.BytesIO(data), formats=readable_formats(formats)) as image:
+            if image.format in ("JPEG", "MPO") and _is_scanned_too_often(data):
+                raise ImageError(
+                    "unreadable", f"a JPEG of more than {MAX_JPEG_SCANS} scans; save it anew"
+                )
             decoded = _decode_opened(image, at_least_px, admit)
         if decoded.format == "PNG":
             # Loading skips the checksums: pixels lost inside the file would go unnoticed.
@@ -188,15 +203,37 @@ def decode(
         raise ImageError(reason, f"decoding failed: {message}") from error
 
 
+def readable_formats(formats: Sequence[str] | None = None) -> list[str]:
+    """Which of some formats can be opened here. formats: of `FORMATS`; default: all."""
+    wanted = FORMATS if formats is None else formats
+    return [name for name in wanted if name != "HEIF" or _can_read_heif()]
+
+
 @functools.cache
-def readable_formats() -> list[str]:
-    """The formats that can be opened here."""
+def _can_read_heif() -> bool:
     try:
         from pi_heif import register_heif_opener
     except ImportError:
-        return [name for name in FORMATS if name != "HEIF"]
+        return False
     register_heif_opener()
-    return list(FORMATS)
+    return True
+
+
+def _is_scanned_too_often(data: bytes) -> bool:
+    """Whether a JPEG goes over the pixels of its first image more often than it may."""
+    # What follows that image, or a picture within its metadata, may look like scans, too.
+    if data.count(b"\xff" + _JPEG_SCAN) <= MAX_JPEG_SCANS:
+        return False
+    scans, at = 0, 2
+    while scans <= MAX_JPEG_SCANS:
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None or marker[1] == _JPEG_END:
+            return False
+        scans += marker[1] == _JPEG_SCAN
+        at = marker.end()
+        if marker[1] not in _JPEG_WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2], "big")
+    return True
 
 
 def _decode_opened(

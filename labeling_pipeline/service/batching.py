@@ -1,6 +1,6 @@
 """Requests of many clients, gathered for a few milliseconds and answered in batches.
 
-Each model has a lane: requests are made ready in threads, wait in the order in which they came, and
+Each model has a lane: requests are made ready in threads, wait in the order in which they are, and
 go through the model in batches, one after the other in one thread. A batch begins with the request
 that has waited longest, so none is passed over for ever; the others in it are of its task and of
 like size, because a batch costs what its longest prompt and its longest answer cost. While a batch
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from labeling_pipeline.annotations import Generation
-from labeling_pipeline.errors import RequestError
+from labeling_pipeline.errors import ModelError, RequestError
 from labeling_pipeline.labeling import ask
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.batching import BatchLimit
@@ -68,22 +68,15 @@ class Batcher:
             for name, model in models.items()
         }
 
-    async def answers(self, model_name: str, requests: Sequence[Request]) -> list[Generation]:
-        """Raw answers, in order; nothing is parsed.
+    async def ask(self, model_name: str, requests: Sequence[Request]) -> list[Generation]:
+        """Raw answers to requests about images that are ``admitted``, in order; nothing is parsed.
 
         Raises:
-            RequestError: the model is still loading, the queue is full, or there was no answer in
-                time; status 503. More images than the queue is long; status 413.
+            RequestError: the model is still loading; status 503.
             ModelError: the model cannot answer at all.
             KeyError: no model is called that.
             Exception: what the model raised on one of these requests, the first that failed.
         """
-        pixels = sum(request.image.shape[0] * request.image.shape[1] for request in requests)
-        async with self.admitted(len(requests), pixels):
-            return await self.ask(model_name, requests)
-
-    async def ask(self, model_name: str, requests: Sequence[Request]) -> list[Generation]:
-        """``answers`` for requests about images that are admitted already."""
         lane = self._lanes[model_name]
         if not lane.is_loaded:
             raise RequestError(
@@ -101,6 +94,7 @@ class Batcher:
 
         Raises:
             RequestError: the queue is full, or time is up; status 503, with when to come again.
+                More images than the queue is long; status 413.
         """
         if images > self.limits.images:
             raise RequestError(
@@ -265,6 +259,10 @@ class _Lane:
             self._limit = self._model.batch_limit
         except Exception as error:  # nothing can be asked at all
             answers = [error] * len(batch)
+        if len(answers) != len(batch):
+            # Nobody knows which answer is whose; and the lane must go on.
+            wrong = ModelError(f"expected {len(batch)} answers of the model, got {len(answers)}")
+            answers = [wrong] * len(batch)
         for one, answer in zip(batch, answers, strict=True):
             if one.answer.done():
                 continue

@@ -4,16 +4,30 @@ import ipaddress
 import os
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    SecretStr,
+    model_validator,
+)
 
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.models.cards import Count, ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED
-
-API_KEY = "LABELING_API_KEY"
-"""The variable that holds the key which every request must carry."""
+from labeling_pipeline.models.remote import API_KEY
 
 PORT = 6996
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    """Refuse a key that no header could carry as it is, above all an empty one."""
+    text = key.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError(f"{API_KEY}: expected printable ASCII characters only")
+    return key
 
 
 class ServiceConfig(BaseModel):
@@ -31,7 +45,7 @@ class ServiceConfig(BaseModel):
     settings: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = PORT
-    api_key: SecretStr | None = None
+    api_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
     cors_origins: tuple[str, ...] = ()
     max_file_bytes: Count = 20 << 20
     max_files: Count = 16
@@ -75,8 +89,8 @@ class ServiceConfig(BaseModel):
 
 
 def api_key_of_environment() -> SecretStr | None:
-    """The key that requests must carry, if one is set."""
-    key = os.environ.get(API_KEY)
+    """The key that every request must carry, if one is set."""
+    key = os.environ.get(API_KEY, "").strip()
     return SecretStr(key) if key else None
 
 

@@ -5,7 +5,6 @@ image is read from its header before anything is decoded.
 """
 
 import asyncio
-import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,6 +23,13 @@ from labeling_pipeline.service.problems import error_response
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 << 10
 """A field that is no file holds names and numbers; this is far more than any needs."""
+
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF"),
+    *("BMP", "TIFF", "JPEG2000", "PPM", "PSD", "QOI"),
+)
+"""What is decoded: formats in use, and none that wraps an image of another, as icons do: that one
+would say how large it is only when it is decoded."""
 
 
 class BodyLimit:
@@ -87,7 +93,7 @@ class Upload:
             ImageError: it is no image that can be read.
         """
         self.file.seek(0)
-        return read_image(self.file.read())
+        return read_image(self.file.read(), FORMATS)
 
 
 def accept(file: UploadFile, config: ServiceConfig) -> Upload:
@@ -116,8 +122,7 @@ def _size_px(file: BinaryIO) -> tuple[int, int]:
     """(width, height) that the header says; nothing where there is none to read, for then there
     is nothing to decode either."""
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=readable_formats()) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(file, formats=readable_formats(FORMATS)) as image:
             return image.size
     except Image.DecompressionBombError:
         raise RequestError(

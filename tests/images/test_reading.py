@@ -1,4 +1,5 @@
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from labeling_pipeline.errors import ImageError
-from labeling_pipeline.images.reading import FORMATS, MAX_SIDE_PX, decode, read_image
+from labeling_pipeline.images.reading import MAX_SIDE_PX, decode, read_image
 
 
 def gradient(height: int = 48, width: int = 64) -> np.ndarray:
@@ -240,6 +241,36 @@ def test_what_cannot_be_read_has_a_stable_reason(data: bytes, reason: str):
     assert caught.value.detail
 
 
+PROGRESSIVE = encoded(GRADIENT, "JPEG", progressive=True)
+
+
+def with_scans(count: int) -> bytes:
+    """A JPEG whose last scan, and the table before it, stand there so often again."""
+    last = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xc4") : -2]
+    return PROGRESSIVE[:-2] + last * count + PROGRESSIVE[-2:]
+
+
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_not_decoded():
+    assert read_image(with_scans(20)).shape == GRADIENT.shape
+    with pytest.raises(ImageError, match="more than 50 scans") as caught:
+        read_image(with_scans(50))
+    assert caught.value.reason == "unreadable"
+
+
+def test_what_only_looks_like_scans_costs_no_jpeg():
+    video = np.random.default_rng(5).bytes(100_000) + b"\xff\xda" * 99
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + 198) + b"\xff\xda" * 99
+    for data in (PROGRESSIVE + video, PROGRESSIVE[:2] + comment + PROGRESSIVE[2:]):
+        assert (read_image(data) == read_image(PROGRESSIVE)).all()
+
+
+def test_of_all_formats_only_those_that_are_named_are_opened():
+    assert read_image(encoded(GRADIENT, "PNG"), ["JPEG", "PNG"]).shape == GRADIENT.shape
+    with pytest.raises(ImageError) as caught:
+        read_image(encoded(GRADIENT, "PCX"), ["JPEG", "PNG"])
+    assert caught.value.reason == "not_an_image"
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side_px", [10_000, 20_000])
 def test_more_pixels_than_the_limit_are_an_error_every_time(side_px: int):
@@ -248,6 +279,34 @@ def test_more_pixels_than_the_limit_are_an_error_every_time(side_px: int):
         with pytest.raises(ImageError) as caught:
             read_image(data)
         assert caught.value.reason == "too_large"
+
+
+def iptc(wrapped: bytes) -> bytes:
+    """An IPTC file of 16 x 16 px, grey, that says of its data only that they are compressed."""
+    fields = {
+        (3, 60): b"\x01\0",
+        (3, 20): struct.pack(">H", 16),
+        (3, 30): struct.pack(">H", 16),
+        (3, 120): b"\x05",
+        (8, 10): wrapped,
+    }
+    return b"".join(
+        bytes([0x1C, *tag]) + struct.pack(">H", len(data)) + data for tag, data in fields.items()
+    ) + bytes(5)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", id="EPS"),
+        pytest.param(encoded(Image.new("L", (16, 16)), "PNG"), id="PNG"),
+    ],
+)
+def test_no_file_smuggles_in_another_of_any_format(wrapped: bytes):
+    assert Image.open(io.BytesIO(iptc(wrapped))).format == "IPTC"
+    with pytest.raises(ImageError) as caught:
+        read_image(iptc(wrapped))
+    assert caught.value.reason == "not_an_image"
 
 
 def test_a_file_that_is_not_there_costs_that_image_only(tmp_path: Path):
@@ -273,8 +332,7 @@ def test_heic_is_turned_upright_once(orientation: int):
 
 
 def test_without_its_reader_a_heic_file_names_the_fix(monkeypatch: pytest.MonkeyPatch):
-    others = [name for name in FORMATS if name != "HEIF"]
-    monkeypatch.setattr("labeling_pipeline.images.reading.readable_formats", lambda: others)
+    monkeypatch.setattr("labeling_pipeline.images.reading._can_read_heif", lambda: False)
     with pytest.raises(ImageError, match="pip install pi-heif") as caught:
         read_image(heic(GRADIENT))
     assert caught.value.reason == "unreadable"

@@ -1,5 +1,6 @@
 """A remote model against the real service: in this process behind a layer of faults."""
 
+import asyncio
 import json
 import os
 import socket
@@ -52,28 +53,38 @@ KEY = "correct-horse-battery-staple"
 BOXES = {"cat": [[100, 100, 500, 500], [10, 20, 300, 400]], "person": [[200, 50, 800, 950]]}
 POISON_PX = (90, 70)
 FAST = ModelSettings()
+HANGS = "hangs"
 
 
 class Service:
     """The real service, and what goes wrong on the way to it.
 
-    faults: each spoils one request, the first that comes: a status with headers and a body, or
-    ``None`` for a connection that ends without an answer. seen: method and path of every request.
+    faults: each spoils one request, the first that comes: a status with headers and a body,
+    ``None`` for a connection that ends without an answer, or ``HANGS`` for one that stays open.
+    seen: method and path of every request. meeting: where all questions wait for each other.
     """
 
     def __init__(self, url: str, app: Any) -> None:
         self.url = url
         self.app = app
-        self.faults: list[tuple[int, dict[str, str], bytes] | None] = []
+        self.faults: list[tuple[int, dict[str, str], bytes] | str | None] = []
         self.seen: list[str] = []
+        self.meeting: asyncio.Barrier | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         self.seen.append(f"{scope['method']} {scope['path']}")
+        if self.meeting is not None and scope["method"] == "POST":
+            async with asyncio.timeout(20):
+                await self.meeting.wait()
         if not self.faults:
             return await self.app(scope, receive, send)
         fault = self.faults.pop(0)
+        if fault == HANGS:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return None
         while (await receive()).get("more_body"):
             pass
         # Where less comes than was announced, the server ends the connection.
@@ -109,11 +120,16 @@ def serving(*models: str, port: int = 0, **config: Any) -> Iterator[Service]:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """Retries follow at once, a service that is away is soon given up, no key is set."""
+def prompt(monkeypatch):
+    """Retries follow at once, no key is set."""
     monkeypatch.setattr(remote, "_PAUSE", lambda state: 0.01)
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.5)
     monkeypatch.delenv("LABELING_API_KEY", raising=False)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A service that is away is soon given up."""
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.5)
 
 
 @pytest.fixture
@@ -339,6 +355,13 @@ def test_many_images_go_in_several_requests_of_few(service: Service):
     assert service.seen == ["GET /health", *["POST /generations"] * 3]
 
 
+def test_several_requests_are_under_way_at_once(service: Service, impatient):
+    model = service.model()
+    assert model.model_key
+    service.meeting = asyncio.Barrier(3)
+    assert len(model.generate([question(seed) for seed in range(19)])) == 19
+
+
 def test_large_images_travel_alone(service: Service, monkeypatch):
     monkeypatch.setattr(remote, "_BYTES_PER_REQUEST", 1000)
     assert len(service.model().generate([question(seed) for seed in range(3)])) == 3
@@ -369,6 +392,18 @@ def test_what_may_pass_is_asked_again(service: Service, fault: Any, known: bool)
     assert "cat" in answer.raw_text
     repeated = "POST /generations" if known else "GET /health"
     assert service.seen.count(repeated) == 3
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["asking", "getting to know"])
+def test_who_never_answers_is_asked_again(service: Service, known: bool, monkeypatch):
+    monkeypatch.setattr(remote, "_ANSWER_S", 0.5)
+    model = service.model()
+    if known:
+        assert model.model_key
+    service.faults = [HANGS]
+    (answer,) = model.generate([question()])
+    assert "cat" in answer.raw_text
+    assert service.faults == []
 
 
 def test_the_service_says_when_to_come_back():
@@ -406,8 +441,7 @@ def test_what_cannot_pass_is_never_asked_again(
     assert service.seen.count("POST /generations") == 1
 
 
-def test_a_service_that_starts_again_in_time_is_waited_for(script, monkeypatch):
-    monkeypatch.setattr(remote, "PATIENCE_S", 30.0)
+def test_a_service_that_starts_again_in_time_is_waited_for(script):
     name, port = script(boxes=BOXES), free_port()
     with serving(name, port=port) as service:
         model = service.model()
@@ -421,7 +455,9 @@ def test_a_service_that_starts_again_in_time_is_waited_for(script, monkeypatch):
     assert len(answers) == 1
 
 
-def test_a_service_that_stays_away_is_waited_for_once_and_the_error_says_what_to_do(monkeypatch):
+def test_a_service_that_stays_away_is_waited_for_once_and_the_error_says_what_to_do(
+    impatient, monkeypatch
+):
     model = RemoteModel(find_card(f"remote:http://127.0.0.1:{free_port()}"), FAST)
     tries: list[float] = []
     once = remote._Service._once
@@ -438,7 +474,6 @@ def test_a_service_that_stays_away_is_waited_for_once_and_the_error_says_what_to
 def test_where_one_request_has_failed_for_good_no_other_is_waited_for(
     service: Service, monkeypatch
 ):
-    monkeypatch.setattr(remote, "PATIENCE_S", 60.0)
     monkeypatch.setattr(remote, "_PER_REQUEST", 1)
     model = service.model()
     assert model.model_key
@@ -453,7 +488,7 @@ def test_where_one_request_has_failed_for_good_no_other_is_waited_for(
 
 
 def test_definitions_load_while_the_service_is_down_and_the_class_fails_with_the_reason(
-    tmp_path: Path, image_root: Path
+    tmp_path: Path, image_root: Path, impatient
 ):
     port = free_port()
     plan = parse_plan(
@@ -573,13 +608,15 @@ def test_a_setting_that_changes_answers_must_be_the_one_there(script):
 
 
 def test_a_task_that_the_model_there_cannot_do_fails_before_any_image_is_read(
-    tmp_path: Path, image_root: Path
+    tmp_path: Path, image_root: Path, service: Service, monkeypatch
 ):
-    with serving(EMBEDDED) as service:
-        labels = Labels(tmp_path / "one.duckdb", image_root, f"remote:{service.url}", "task: face")
-        with pytest.raises(ConfigurationError, match="tiny-rex-omni cannot do face"):
-            labels.label("cat")
-        assert service.seen == ["GET /health"]
+    (served,) = service.app.state.service.models.values()
+    card = served.card.model_copy(update={"tasks": (Task.DETECTION,)})
+    monkeypatch.setattr(served, "card", card)
+    labels = Labels(tmp_path / "one.duckdb", image_root, f"remote:{service.url}", "task: face")
+    with pytest.raises(ConfigurationError, match=r"script_0\.json cannot do face"):
+        labels.label("cat")
+    assert service.seen == ["GET /health"]
 
 
 def doctored(service: Service, change: Callable[[dict], None]) -> None:

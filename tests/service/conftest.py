@@ -1,10 +1,12 @@
 """A service within the test's own process, on the scripted model."""
 
+import asyncio
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from labeling_pipeline.annotations import Generation
+from labeling_pipeline.models.base import Model
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.service.app import create_app
 from labeling_pipeline.service.config import ServiceConfig
@@ -28,23 +32,56 @@ def image_bytes(width: int = 120, height: int = 90, kind: str = "PNG", seed: int
     return file.getvalue()
 
 
+class Gate:
+    """Holds a model in the middle of its first batch: what is asked meanwhile waits in line."""
+
+    def __init__(self, model: Model) -> None:
+        self._busy, self._may_go_on = Event(), Event()
+        forward = model.forward
+
+        def held(prepared: Sequence[Any]) -> list[Generation]:
+            # The empty batch loads the model.
+            if prepared:
+                self._busy.set()
+                assert self._may_go_on.wait(60)
+            return forward(prepared)
+
+        model.forward = held
+
+    async def closes(self) -> None:
+        """Until the model is in the middle of a batch."""
+        assert await asyncio.to_thread(self._busy.wait, 60)
+
+    def open(self) -> None:
+        """Let the model go on, and hold it no more."""
+        self._may_go_on.set()
+
+
 @pytest.fixture
 def serve(script) -> Iterator[Callable[..., TestClient]]:
     """Start a service on a scripted model, or on named ones; returns a client of it."""
     with ExitStack() as stack:
 
-        def start(*models: str, script_keys: dict | None = None, **options) -> TestClient:
+        def start(
+            *models: str, script_keys: dict | None = None, ready: bool = True, **options
+        ) -> TestClient:
             names = models or (script(**{"boxes": BOXES, **(script_keys or {})}),)
             app = create_app(ServiceConfig(models=names, **options))
             client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
             stack.enter_context(client)
-            service = app.state.service
-            while not service.is_ready:
-                assert service.failure is None, service.failure
-                time.sleep(0.01)
+            if ready:
+                wait_until_ready(app)
             return client
 
         yield start
+
+
+def wait_until_ready(app: FastAPI) -> None:
+    """Until all models are loaded."""
+    service = app.state.service
+    while not service.is_ready:
+        assert service.failure is None, service.failure
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -54,10 +91,10 @@ def listening(app: FastAPI) -> Iterator[str]:
     thread = Thread(target=server.run)
     thread.start()
     try:
-        while not (server.started and app.state.service.is_ready):
+        while not server.started:
             assert thread.is_alive()
-            assert app.state.service.failure is None, app.state.service.failure
             time.sleep(0.01)
+        wait_until_ready(app)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:

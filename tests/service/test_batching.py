@@ -1,17 +1,20 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from labeling_pipeline.errors import RequestError
+from labeling_pipeline.annotations import Generation
+from labeling_pipeline.errors import ModelError, RequestError
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.service import batching
 from labeling_pipeline.service.batching import Batcher, QueueLimits
 from labeling_pipeline.tasks import Request, Task
+from tests.service.conftest import Gate
 
 SETTINGS = ModelSettings.model_validate({})
 
@@ -34,39 +37,60 @@ def with_batcher(name: str, use, **limits):
     return asyncio.run(main())
 
 
+async def answers(batcher: Batcher, *requests: Request) -> list[Generation]:
+    """What an endpoint does: find room, and ask."""
+    pixels = sum(width * height for width, height in (one.size_px for one in requests))
+    async with batcher.admitted(len(requests), pixels):
+        return await batcher.ask("m", requests)
+
+
+async def in_line(batcher: Batcher, images: int) -> None:
+    """Until so many images have been admitted and are on their way to the model."""
+    while batcher.depth < images:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """However slow this machine is, those who are being made ready are waited for."""
+    monkeypatch.setattr(batching, "_COMPANY_S", 30.0)
+
+
 def test_answers_are_what_the_model_gives_when_it_is_asked_directly(script):
     name = script(boxes={"cat": [[1, 2, 3, 4]]})
     requests = [request(label="cat"), request(label="dog"), request(32, 32)]
-    answers = with_batcher(name, lambda batcher: batcher.answers("m", requests))
-    assert answers == load_model(name, SETTINGS).generate(requests)
+    answered = with_batcher(name, lambda batcher: answers(batcher, *requests))
+    assert answered == load_model(name, SETTINGS).generate(requests)
 
 
 def test_what_comes_while_the_model_works_shares_the_next_batch(script):
-    name = script(delay_s=0.1)
+    name = script()
     model = load_model(name, SETTINGS)
-    sizes = []
+    gate, sizes = Gate(model), []
     forward = model.forward
     model.forward = lambda prepared: sizes.append(len(prepared)) or forward(prepared)
 
     async def use(batcher):
-        first = asyncio.create_task(batcher.answers("m", [request()]))
-        await asyncio.sleep(0.05)
-        await asyncio.gather(first, *(batcher.answers("m", [request()]) for _ in range(6)))
+        first = asyncio.create_task(answers(batcher, request()))
+        await gate.closes()
+        others = [asyncio.create_task(answers(batcher, request())) for _ in range(6)]
+        await in_line(batcher, 7)
+        gate.open()
+        await asyncio.gather(first, *others)
 
     with_batcher(name, use)
     assert sizes == [0, 1, 6]
 
 
-def test_who_is_being_made_ready_shares_the_batch_that_is_about_to_begin(script, monkeypatch):
-    # However slow this machine is.
-    monkeypatch.setattr(batching, "_COMPANY_S", 30.0)
+def test_who_is_being_made_ready_shares_the_batch_that_is_about_to_begin(script):
     name = script()
     model = load_model(name, SETTINGS)
     sizes = []
     forward, prepare = model.forward, model.prepare
     model.forward = lambda prepared: sizes.append(len(prepared)) or forward(prepared)
     model.prepare = lambda one: time.sleep(0.02) or prepare(one)
-    with_batcher(name, lambda batcher: batcher.answers("m", [request()] * 6), gather_s=0.0)
+    with_batcher(name, lambda batcher: answers(batcher, *[request()] * 6), gather_s=0.0)
     assert sizes == [0, 6]
 
 
@@ -80,37 +104,40 @@ def test_who_is_being_made_ready_shares_the_batch_that_is_about_to_begin(script,
     ],
 )
 def test_a_batch_is_of_one_task_and_like_sizes(script, company, together):
-    name = script(delay_s=0.01)
+    name = script()
     model = load_model(name, SETTINGS)
     batches = []
     forward = model.forward
     model.forward = lambda prepared: batches.append(list(prepared)) or forward(prepared)
     requests = [request(), company, request()]
-    with_batcher(name, lambda batcher: batcher.answers("m", requests), gather_s=0.05)
-    assert [len(batch) for batch in batches] == [0, *([3] if together else [2, 1])]
+    with_batcher(name, lambda batcher: answers(batcher, *requests))
+    number = {id(one): at for at, one in enumerate(requests)}
+    # Made ready side by side, so that any may be the first.
+    shared = sorted(sorted(number[id(one)] for one in batch) for batch in batches)
+    assert shared == ([[], [0, 1, 2]] if together else [[], [0, 2], [1]])
 
 
 def test_an_image_that_breaks_the_model_costs_its_own_request_only(script):
     name = script(fail_size_px=[50, 50])
 
     async def use(batcher):
-        asked = [batcher.answers("m", [one]) for one in (request(), request(50, 50), request())]
+        asked = [answers(batcher, one) for one in (request(), request(50, 50), request())]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    good, bad, other = with_batcher(name, use, gather_s=0.05)
+    good, bad, other = with_batcher(name, use)
     assert isinstance(bad, RuntimeError)
     assert len(good) == len(other) == 1
 
 
 def test_a_full_queue_is_refused_with_the_time_to_come_again_and_recovers(script):
     async def use(batcher):
-        held = [asyncio.create_task(batcher.answers("m", [request()])) for _ in range(2)]
+        held = [asyncio.create_task(answers(batcher, request())) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(RequestError, match="queue is full, 2 images") as refused:
-            await batcher.answers("m", [request()])
+            await answers(batcher, request())
         await asyncio.gather(*held)
         assert batcher.depth == 0
-        await batcher.answers("m", [request()])
+        await answers(batcher, request())
         return refused.value
 
     refused = with_batcher(script(delay_s=0.1), use, images=2)
@@ -120,10 +147,10 @@ def test_a_full_queue_is_refused_with_the_time_to_come_again_and_recovers(script
 
 def test_more_pixels_than_memory_is_meant_for_are_refused_unless_alone(script):
     async def use(batcher):
-        held = asyncio.create_task(batcher.answers("m", [request(100, 100)]))
+        held = asyncio.create_task(answers(batcher, request(100, 100)))
         await asyncio.sleep(0)
         with pytest.raises(RequestError, match="queue is full"):
-            await batcher.answers("m", [request(10, 10)])
+            await answers(batcher, request(10, 10))
         await held
 
     with_batcher(script(delay_s=0.1), use, pixels=100)
@@ -131,41 +158,71 @@ def test_more_pixels_than_memory_is_meant_for_are_refused_unless_alone(script):
 
 def test_a_request_longer_than_the_queue_is_told_to_be_split(script):
     with pytest.raises(RequestError, match="at most 2 images in a request, got 3") as refused:
-        with_batcher(script(), lambda b: b.answers("m", [request()] * 3), images=2)
+        with_batcher(script(), lambda b: answers(b, *[request()] * 3), images=2)
     assert (refused.value.status, refused.value.retry_after_s) == (413, None)
 
 
 def test_what_takes_too_long_is_given_up_and_not_asked_any_more(script, tmp_path: Path):
     log = tmp_path / "asked.jsonl"
+    name = script(log=str(log))
+    gate = Gate(load_model(name, SETTINGS))
 
     async def use(batcher):
-        first = asyncio.create_task(batcher.answers("m", [request(label="first")]))
-        await asyncio.sleep(0.1)
-        second = asyncio.create_task(batcher.answers("m", [request(label="second")]))
-        outcomes = await asyncio.gather(first, second, return_exceptions=True)
-        assert [getattr(one, "status", None) for one in outcomes] == [503, 503]
-        assert batcher.depth == 0
+        first = asyncio.create_task(answers(batcher, request(label="first")))
+        await gate.closes()
+        batcher.limits = replace(batcher.limits, timeout_s=0.05)
+        with pytest.raises(RequestError, match=r"no answer within 0\.05 s") as given_up:
+            await answers(batcher, request(label="second"))
+        assert batcher.depth == 1
+        gate.open()
+        await first
+        return given_up.value
 
-    with_batcher(script(delay_s=0.5, log=str(log)), use, timeout_s=0.2)
-    assert [json.loads(line)["labels"] for line in log.read_text().splitlines()] == [["first"]]
+    given_up = with_batcher(name, use)
+    assert given_up.status == 503
+    assert given_up.retry_after_s >= 1
+    assert asked(log) == [["first"]]
 
 
 def test_who_stops_waiting_leaves_the_queue(script, tmp_path: Path):
     log = tmp_path / "asked.jsonl"
+    name = script(log=str(log))
+    gate = Gate(load_model(name, SETTINGS))
 
     async def use(batcher):
-        first = asyncio.create_task(batcher.answers("m", [request(label="first")]))
-        await asyncio.sleep(0.05)
-        gone = asyncio.create_task(batcher.answers("m", [request(label="gone")]))
+        first = asyncio.create_task(answers(batcher, request(label="first")))
+        await gate.closes()
+        gone = asyncio.create_task(answers(batcher, request(label="gone")))
+        await in_line(batcher, 2)
         await asyncio.sleep(0.05)
         gone.cancel()
+        await asyncio.wait([gone])
+        assert batcher.depth == 1
+        gate.open()
         await first
-        assert batcher.depth == 0
-        await batcher.answers("m", [request(label="last")])
+        await answers(batcher, request(label="last"))
 
-    with_batcher(script(delay_s=0.2, log=str(log)), use)
-    asked = [json.loads(line)["labels"] for line in log.read_text().splitlines()]
-    assert asked == [["first"], ["last"]]
+    with_batcher(name, use)
+    assert asked(log) == [["first"], ["last"]]
+
+
+def asked(log: Path) -> list[list[str]]:
+    """Labels that the scripted model was asked, in order."""
+    return [json.loads(line)["labels"] for line in log.read_text().splitlines()]
+
+
+def test_a_model_that_loses_an_answer_costs_the_batch_and_no_other(script):
+    name = script()
+    model = load_model(name, SETTINGS)
+    forward = model.forward
+    model.forward = lambda prepared: forward(prepared)[: 1 if len(prepared) == 2 else None]
+
+    async def use(batcher):
+        with pytest.raises(ModelError, match="expected 2 answers of the model, got 1"):
+            await answers(batcher, request(), request())
+        return await answers(batcher, request())
+
+    assert len(with_batcher(name, use)) == 1
 
 
 def test_a_model_that_is_not_loaded_yet_says_so(script):
@@ -173,7 +230,7 @@ def test_a_model_that_is_not_loaded_yet_says_so(script):
         batcher = Batcher({"m": load_model(script(), SETTINGS)}, QueueLimits())
         try:
             with pytest.raises(RequestError, match="m is being loaded") as refused:
-                await batcher.answers("m", [request()])
+                await answers(batcher, request())
             return refused.value
         finally:
             await batcher.close()

@@ -1,6 +1,11 @@
 """The page, in a headless Chromium."""
 
+import base64
+import json
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +17,7 @@ from labeling_pipeline.drawing import label_color
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.service.app import create_app
 from labeling_pipeline.service.config import ServiceConfig
-from tests.service.conftest import listening
+from tests.service.conftest import image_bytes, listening
 
 pytestmark = [pytest.mark.soak, pytest.mark.checkpoint]
 
@@ -127,6 +132,66 @@ def pixels_of(page: "sync_api.Page", color: str) -> int:
         }""",
         color,
     )
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("at", ["open", "guarded"])
+def test_the_command_on_the_page_gets_what_the_page_shows(browser, urls, scene, at, tmp_path):
+    named = scene.rename(tmp_path / "a 'scene', \"once\"; more.png")
+    with Page(browser, urls[at], "desktop", "light") as opened:
+        page = opened.page
+        opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        if at == "guarded":
+            page.fill("#key", KEY)
+            page.click("#usekey")
+        page.set_input_files("#file", named)
+        page.fill("#categories", "@circle, star;type=x, circle")
+        page.click("#go")
+        opened.expect("#labels tr").to_have_count(3)
+        page.click("[data-copy=curl]")
+        opened.expect("[data-copy=curl]").to_have_text("Copied")
+        command = page.evaluate("navigator.clipboard.readText()")
+        shown = json.loads(page.inner_text("#json"))
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=tmp_path,
+        env=os.environ | {"LABELING_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = json.loads(done.stdout)
+    assert list(told["labels"]) == ["@circle", "star;type=x", "circle"]
+    for label, one in shown["labels"].items():
+        boxes = [[a["bbox"] for a in said["annotations"]] for said in (one, told["labels"][label])]
+        assert boxes[0] == boxes[1]
+    assert len(told["labels"]["circle"]["annotations"]) == 1
+
+
+def test_an_image_that_is_dropped_is_taken_and_an_older_result_fades(browser, urls, scene):
+    with Page(browser, urls["open"], "desktop", "light") as opened:
+        page = opened.page
+        page.set_input_files("#file", scene)
+        page.fill("#categories", "circle")
+        page.click("#go")
+        opened.expect("#picture").to_be_visible()
+        opened.expect("#picture").not_to_have_class("old")
+        dropped = page.evaluate_handle(
+            """data => {
+              const transfer = new DataTransfer();
+              const bytes = Uint8Array.from(atob(data), one => one.charCodeAt(0));
+              transfer.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+              return transfer;
+            }""",
+            base64.b64encode(image_bytes()).decode(),
+        )
+        page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+        opened.expect("#filename").to_contain_text("dropped.png")
+        opened.expect("#picture").to_have_class("old")
+        page.click("#go")
+        opened.expect("#picture").to_have_attribute("alt", re.compile("^dropped.png with"))
+        opened.expect("#picture").not_to_have_class("old")
 
 
 def test_all_can_be_done_with_the_keyboard(browser, urls):

@@ -1,7 +1,5 @@
 import io
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import load_model
 from labeling_pipeline.models.remote_protocol import Answers, Failed, RawAnswer
 from labeling_pipeline.models.scripted import generation_of
-from labeling_pipeline.service.app import create_app
-from labeling_pipeline.service.config import ServiceConfig
 from labeling_pipeline.tasks import PERSON, Request, Task
 
 BOXES = {"cat": [[100, 100, 500, 500]], "person": [[0, 0, 900, 900]]}
@@ -29,13 +25,8 @@ def name(script) -> str:
 
 
 @pytest.fixture
-def client(name: str) -> Iterator[TestClient]:
-    config = ServiceConfig(models=(name,), max_pixels=10_000, max_files=4, queue_images=8)
-    app = create_app(config)
-    with TestClient(app, base_url="http://localhost") as client:
-        while not app.state.service.is_ready:
-            time.sleep(0.01)
-        yield client
+def client(serve, name: str) -> TestClient:
+    return serve(name, max_pixels=10_000, max_files=4, queue_images=8)
 
 
 def png(size_px: tuple[int, int] = (64, 48)) -> bytes:

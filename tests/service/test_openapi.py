@@ -83,9 +83,8 @@ def test_whatever_is_asked_gets_what_the_document_says_and_breaks_nothing(
             put_sense_into(case)
         response = case.call()
         answered.append(response.status_code)
-        assert response.status_code < 500 or response.status_code == 503
-        if response.status_code == 503:
-            assert int(response.headers["retry-after"][0]) >= 1
+        # Nobody else asks, and the model is loaded: not even a 503 is called for.
+        assert response.status_code < 500
         case.validate_response(response, checks=CHECKS)
 
     check()

@@ -2,6 +2,8 @@ import base64
 import io
 import json
 import logging
+import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -184,6 +186,26 @@ def test_the_picture_comes_with_the_answer_in_its_header(client):
     assert len(told.labels["cat"].annotations) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("/detection", {"categories": "cat"}),
+        ("/keypoint", {}),
+        ("/ocr", {"output_format": "Box"}),
+        ("/ocr", {"output_format": "Polygon"}),
+        ("/visual_prompting", {"visual_prompt_boxes": "[[10, 20, 60, 70]]"}),
+    ],
+)
+def test_what_comes_as_a_picture_comes_as_json_if_that_is_asked_for(client, path, data):
+    drawn = client.post(path, files=file(), data=data)
+    assert drawn.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(drawn.content)).format == "JPEG"
+    told = client.post(path, files=file(), data=data, headers=JSON)
+    assert told.headers["content-type"] == "application/json"
+    in_header = json.loads(drawn.headers[HEADER])
+    assert in_header | {"latency_s": 0} == told.json() | {"latency_s": 0}
+
+
 def test_labels_outside_of_ascii_survive_the_header(serve):
     client = serve(script_keys={"boxes": {"猫": [[1, 2, 500, 600]]}})
     reply = client.post("/detection", files=file(), data={"categories": "猫"})
@@ -304,13 +326,20 @@ def test_a_task_that_no_served_model_can_do_names_the_models_that_can(serve):
 # What the service says of itself
 
 
-def test_health_says_all_that_another_program_must_know(client):
+def test_health_says_all_that_another_program_must_know(serve):
+    client = serve(script_keys={"vocabulary": ["cat", "dog"]})
     health = client.get("/health").json()
     assert (health["status"], health["queue"]) == ("ready", {"depth": 0, "limit": 64})
+    assert health["version"] == version("labeling-pipeline")
+    time.sleep(0.01)
+    assert 0 < health["uptime_s"] < client.get("/health").json()["uptime_s"]
     ((name, model),) = health["models"].items()
     assert name == "script_0.json"
     assert model["loaded"] is True
-    assert {"model_key", "protocol_version", "parser_version", "card", "settings"} <= set(model)
+    assert model["card"]["vocabulary"] == ["cat", "dog"]
+    (served,) = client.app.state.service.models.values()
+    assert model["model_key"] == served.model_key
+    assert {"protocol_version", "parser_version", "parameters", "settings"} <= set(model)
 
 
 def test_the_table_of_tasks_lists_every_task_and_who_does_it(client):

@@ -1,9 +1,9 @@
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.service.app import create_app
-from labeling_pipeline.service.config import ServiceConfig, is_loopback
+from labeling_pipeline.service.config import ServiceConfig, api_key_of_environment, is_loopback
 from tests.service.conftest import image_bytes
 
 KEY = "correct horse battery staple"
@@ -55,6 +55,25 @@ def test_the_pages_are_open_so_that_a_key_can_be_given_there(serve, path):
 def test_the_files_of_the_documentation_are_all_that_lies_there(serve, path):
     client = serve(api_key=KEY)
     assert client.get(f"/docs-files/{path}").status_code in (401, 404)
+
+
+@pytest.mark.parametrize("key", ["", " ", "line\n", " key", "schl\u00fcssel", "a\0b"])
+def test_a_key_that_no_header_can_carry_opens_and_closes_nothing(key):
+    with pytest.raises(ValidationError, match="expected printable ASCII"):
+        ServiceConfig(api_key=SecretStr(key))
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [(f"{KEY}\n", KEY), (f" {KEY} ", KEY), ("", None), (" \n", None), (None, None)],
+)
+def test_the_key_comes_from_the_environment_without_the_space_around_it(monkeypatch, value, key):
+    if value is None:
+        monkeypatch.delenv("LABELING_API_KEY", raising=False)
+    else:
+        monkeypatch.setenv("LABELING_API_KEY", value)
+    found = api_key_of_environment()
+    assert (found and found.get_secret_value()) == key
 
 
 def test_without_a_key_the_service_stays_on_its_own_machine(script):

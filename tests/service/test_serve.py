@@ -1,15 +1,23 @@
 """How the service starts, and what it says when something of its own is wrong."""
 
 import os
+import re
 import subprocess
 import sys
+import time
+from threading import Event
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from labeling_pipeline.__main__ import app
 from labeling_pipeline.errors import ModelError
-from tests.service.conftest import image_bytes
+from labeling_pipeline.models.scripted import ScriptedModel
+from tests.service.conftest import image_bytes, wait_until_ready
+
+KEY = "correct horse battery staple"
+LISTENS = re.compile(r"running on http://0\.0\.0\.0:(\d+)")
 
 
 def ask(client):
@@ -30,6 +38,60 @@ def test_what_cannot_be_served_is_told_before_anything_starts(monkeypatch, optio
     result = CliRunner().invoke(app, ["serve", *options])
     assert result.exit_code == 1
     assert said in " ".join(result.output.split())
+
+
+def test_the_key_of_the_environment_guards_the_service_that_is_started(script, tmp_path):
+    options = ["--model", script(), "--host", "0.0.0.0", "--port", "0"]
+    said = tmp_path / "log.txt"
+    with said.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "labeling_pipeline", "serve", *options],
+            env=os.environ | {"LABELING_API_KEY": KEY},
+            stderr=log,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not (at := LISTENS.search(said.read_text())):
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "the service does not listen"
+                time.sleep(0.1)
+            url = f"http://127.0.0.1:{at[1]}/tasks"
+            with_key = {"Authorization": f"Bearer {KEY}"}
+            assert httpx.get(url, timeout=60).status_code == 401
+            assert httpx.get(url, headers=with_key, timeout=60).status_code == 200
+        finally:
+            process.kill()
+            process.wait()
+        assert KEY not in said.read_text()
+
+
+def test_while_models_load_it_says_so_and_is_asked_again_later(serve, monkeypatch):
+    loads = Event()
+    forward = ScriptedModel.forward
+
+    def load_slowly(self, prepared):
+        loads.wait()
+        return forward(self, prepared)
+
+    monkeypatch.setattr(ScriptedModel, "forward", load_slowly)
+    client = serve(ready=False)
+    try:
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "loading")
+        (model,) = health.json()["models"].values()
+        assert model["loaded"] is False
+        refused = ask(client)
+        assert refused.status_code == 503
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert "is being loaded" in refused.json()["detail"]
+        for reply in (health, refused):
+            assert int(reply.headers["retry-after"]) >= 1
+        assert client.get("/").status_code == 200
+    finally:
+        loads.set()
+    wait_until_ready(client.app)
+    assert client.get("/health").json()["status"] == "ready"
+    assert ask(client).status_code == 200
 
 
 @pytest.mark.checkpoint

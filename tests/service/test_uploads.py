@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import struct
 import zlib
@@ -10,11 +11,12 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from tests.service.conftest import image_bytes
+from tests.service.conftest import Gate, image_bytes
 
 CATEGORIES = {"categories": "cat"}
+JSON = {"accept": "application/json"}
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -26,6 +28,26 @@ def png_bomb(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     rows = zlib.compress(bytes((width // 8 + 1) * 8), 9)
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def in_ico(png: bytes) -> bytes:
+    """An icon that says it is 16 x 16 px."""
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png
+
+
+def in_icns(png: bytes) -> bytes:
+    """An icon that says it is 128 x 128 px."""
+    block = b"ic07" + struct.pack(">I", len(png) + 8) + png
+    return b"icns" + struct.pack(">I", len(block) + 8) + block
+
+
+def scan_bomb() -> bytes:
+    """A JPEG that would be gone over ten thousand times, in a megabyte."""
+    file = io.BytesIO()
+    Image.new("RGB", (5_000, 5_000)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    return whole[:-2] + whole[whole.rindex(b"\xff\xc4") : -2] * 10_000 + whole[-2:]
 
 
 def text_bomb() -> bytes:
@@ -76,6 +98,9 @@ def assert_useful(reply: httpx.Response, *statuses: int) -> None:
         pytest.param(png_bomb(60_000, 60_000), 413, id="a bomb that Pillow refuses"),
         pytest.param(png_bomb(9_000, 9_000), 413, id="a bomb beyond our limit"),
         pytest.param(text_bomb(), 422, id="a bomb of text"),
+        pytest.param(in_ico(png_bomb(9_000, 9_000)), 422, id="a bomb in an icon"),
+        pytest.param(in_icns(png_bomb(9_000, 9_000)), 422, id="a bomb in an icon of a Mac"),
+        pytest.param(scan_bomb(), 422, id="a bomb of scans"),
         pytest.param(bytes(21 << 20), 413, id="a file that is too large"),
     ],
 )
@@ -83,6 +108,21 @@ def test_a_file_that_is_no_good_image_is_a_problem_and_the_next_request_works(cl
     files = {"file": ("photo.jpg", data, "image/jpeg")}
     assert_useful(client.post("/detection", files=files, data=CATEGORIES), status)
     assert_still_works(client)
+
+
+@pytest.mark.parametrize("wrap", [in_ico, in_icns])
+def test_nothing_is_decoded_that_does_not_say_beforehand_how_large_it_is(serve, monkeypatch, wrap):
+    client = serve()
+    decoded = []
+    load = PngImagePlugin.PngImageFile.load_prepare
+    monkeypatch.setattr(
+        PngImagePlugin.PngImageFile,
+        "load_prepare",
+        lambda self: decoded.append(self.size) or load(self),
+    )
+    for image in (image_bytes(), wrap(image_bytes())):
+        client.post("/detection", files={"file": image}, data=CATEGORIES, headers=JSON)
+    assert decoded == [(120, 90)]
 
 
 def test_a_file_that_points_to_itself_is_answered(client):
@@ -204,29 +244,51 @@ def test_a_request_that_does_not_arrive_in_time_is_given_up(serve):
     assert_useful(reply, 408)
 
 
+def held(client) -> Gate:
+    """A gate before the model of a service."""
+    (model,) = client.app.state.service.models.values()
+    return Gate(model)
+
+
 def test_a_full_queue_is_a_503_with_the_time_to_come_again(serve):
-    client = serve(script_keys={"delay_s": 0.3}, queue_images=2, max_files=2)
+    client = serve(queue_images=2, max_files=2)
+    gate = held(client)
 
     async def crowd() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as many:
             files = {"file": image_bytes()}
-            asked = [many.post("/detection", files=files, data=CATEGORIES) for _ in range(8)]
-            return await asyncio.gather(*asked)
+            asked = [
+                asyncio.create_task(many.post("/detection", files=files, data=CATEGORIES))
+                for _ in range(8)
+            ]
+            first_back = [await one for one in itertools.islice(asyncio.as_completed(asked), 6)]
+            gate.open()
+            assert [one.status_code for one in await asyncio.gather(*asked)].count(200) == 2
+            return first_back
 
-    replies = client.portal.call(crowd)
-    refused = [reply for reply in replies if reply.status_code != 200]
-    assert 0 < len(refused) < 8
-    for reply in refused:
+    for reply in client.portal.call(crowd):
         assert_useful(reply, 503)
         assert int(reply.headers["retry-after"]) >= 1
     assert_still_works(client)
     assert client.get("/health").json()["queue"] == {"depth": 0, "limit": 2}
 
 
+def test_what_is_not_answered_in_time_is_a_503_with_the_time_to_come_again(serve):
+    client = serve(timeout_s=1.0)
+    gate = held(client)
+    reply = client.post("/detection", files={"file": image_bytes()}, data=CATEGORIES)
+    assert_useful(reply, 503)
+    assert "no answer within 1 s" in reply.json()["detail"]
+    assert int(reply.headers["retry-after"]) >= 1
+    gate.open()
+    assert_still_works(client)
+
+
 def test_who_hangs_up_is_not_worked_for(serve, tmp_path):
     log = tmp_path / "asked.jsonl"
-    client = serve(script_keys={"delay_s": 0.4, "log": str(log)})
+    client = serve(script_keys={"log": str(log)})
+    gate = held(client)
     body = part("file", image_bytes(), "a.png") + part("categories", b"gone") + b"--line--"
     headers = {"content-type": "multipart/form-data; boundary=line"}
 
@@ -236,8 +298,9 @@ def test_who_hangs_up_is_not_worked_for(serve, tmp_path):
             busy = asyncio.create_task(
                 other.post("/detection", files={"file": image_bytes()}, data=CATEGORIES)
             )
-            await asyncio.sleep(0.2)
+            await gate.closes()
             assert await _send(client.app, headers, iter([body]), gone_after_s=0.1) == []
+            gate.open()
             assert (await busy).status_code == 200
 
     client.portal.call(hang_up)

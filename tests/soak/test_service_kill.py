@@ -1,6 +1,7 @@
 """A service that is killed under a pipeline and started again: the run ends as if it never was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from benchmarks.service import free_port, serving
 from labeling_pipeline.home import Home
+from labeling_pipeline.models.remote import PATIENCE_S
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from tests.soak.datasets import asked_of, write_classes, write_script
 from tests.soak.live_server import REPOSITORY, wait_for
@@ -111,7 +113,10 @@ def test_a_service_that_never_comes_back_fails_the_classes_and_a_second_run_does
         # It is waited for as long as a restart may take, and then by no class any more.
         assert run.wait(timeout=300) == 1, output.read_text()
         said = output.read_text()
-    assert f"http://127.0.0.1:{port} gave no answer" in " ".join(said.split())
+    in_vain = rf"http://127.0.0.1:{port} gave no answer, after (\d+) s of waiting"
+    waited_s = [int(seconds) for seconds in re.findall(in_vain, " ".join(said.split()))]
+    # The next pause, of up to five seconds, would have ended too late.
+    assert PATIENCE_S - 5 <= max(waited_s) <= PATIENCE_S + 10
     assert "Traceback" not in said
     kept = len(table(home, "generations"))
     assert 0 < kept < 42

@@ -23,7 +23,7 @@ def slow(script) -> str:
 
 def depth(url: str) -> int:
     """Images that are being worked on."""
-    return httpx.get(f"{url}/health").json()["queue"]["depth"]
+    return httpx.get(f"{url}/health", timeout=60).json()["queue"]["depth"]
 
 
 def test_many_clients_share_batches(slow: str):
@@ -40,10 +40,10 @@ def test_many_clients_share_batches(slow: str):
 
 
 @pytest.mark.checkpoint
-def test_the_embedded_model_answers_many_clients_without_an_error():
+def test_the_embedded_model_answers_many_clients_for_a_minute_without_an_error():
     pictures = jpegs(32)
     with serving(EMBEDDED) as server:
-        together = server.load(pictures, clients=CLIENTS, seconds=20)
+        together = server.load(pictures, clients=CLIENTS, seconds=60)
     print(f"{CLIENTS} clients {together.rate:.1f}/s, p95 {together.percentile_s(95):.3f} s")
     assert set(together.statuses) == {200}
     assert not together.errors
