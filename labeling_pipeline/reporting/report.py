@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import Path
 
 from labeling_pipeline.asks import model_keys
-from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import agreement_section
 from labeling_pipeline.evaluation.report.coverage import coverage_rows, coverage_section
@@ -25,8 +24,8 @@ from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.actions import (
     action_figures,
-    stored_action_predictions,
-    why_not_predicted,
+    evaluate_stored_actions,
+    why_not_recognised,
 )
 from labeling_pipeline.reporting.agreement import agreement_report
 from labeling_pipeline.reporting.classes import class_table
@@ -39,8 +38,7 @@ def write_report(
     store: AnnotationStore, plan: Plan, source: ImageSource, home: Home, now: datetime
 ) -> Path:
     """Write ``report.html`` over everything; returns its path."""
-    predictions = stored_action_predictions(store)
-    actions = evaluate_actions(predictions)
+    actions = evaluate_stored_actions(store, plan)
     files = report_files(store)
     data = ReportData(
         title=f"Annotation report: {home.path.resolve().name}",
@@ -59,10 +57,8 @@ def write_report(
                 ]
             ),
             actions_section(
-                ActionReport(actions, report_pictures(action_figures(predictions, actions)))
-                if actions.accuracy_all is not None
-                else None,
-                why_not_predicted(actions),
+                [ActionReport(one, report_pictures(action_figures(one))) for one in actions],
+                why_not_recognised(actions),
             ),
             agreement_section(agreement_report(store, plan, source)),
             coverage_section(coverage_rows(class_table(store, plan))),
