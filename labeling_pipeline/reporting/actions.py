@@ -234,16 +234,15 @@ def action_figures(recognition: Recognition) -> dict[str, bytes]:
     same question on fewer images.
     """
     scores, predictions = recognition.evaluation.scores, recognition.predictions
-    figures: dict[str, Figure] = {
-        "confusion_matrix": plots.confusion_matrix(scores.confusion),
-        "class_scores": plots.class_scores(scores.per_class),
-    }
+    figures: dict[str, Figure] = {"confusion_matrix": plots.confusion_matrix(scores.confusion)}
+    if not recognition.is_test:
+        figures["true_versus_predicted"] = plots.true_versus_predicted(predictions)
+    figures["class_scores"] = plots.class_scores(scores.per_class)
     if not recognition.is_test:
         figures |= {
             "top_probabilities": plots.top_probabilities(predictions),
-            "reliability": plots.reliability(scores.reliability),
             "risk_coverage": plots.risk_coverage(scores.risk, scores.abstain),
-            "true_versus_predicted": plots.true_versus_predicted(predictions),
+            "reliability": plots.reliability(scores.reliability),
         }
     return {f"{recognition.key}_{name}": png_bytes(figure) for name, figure in figures.items()}
 

@@ -134,7 +134,7 @@ def reliability_diagram(measured: Reliability, title: str, unit: str) -> "Figure
         part.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)
     add_note(axes, f"expected calibration error {measured.ece:.3f} over {measured.count:,} {unit}")
-    axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=INK)
+    axes.legend(loc="best", frameon=False, fontsize=8.5, labelcolor=INK)
     return with_fonts(figure)
 
 
