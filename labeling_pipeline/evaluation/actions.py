@@ -386,11 +386,12 @@ class _Predictions:
             {
                 "image_id": self._images["image_id"],
                 "true_action": self._images["true_action"],
-                "predicted_action": self._predicted,
-                "probabilities": self._chances,
+                # Of type object, or missing texts would become NaN.
+                "predicted_action": pd.Series(self._predicted, dtype=object),
+                "probabilities": pd.Series(self._chances, dtype=object),
                 "top_probability": self._top,
                 "fold": pd.array(self._folds, dtype="Int64"),
-                "reason": self._reasons,
+                "reason": pd.Series(self._reasons, dtype=object),
             },
             columns=PREDICTION_COLUMNS,
         )
