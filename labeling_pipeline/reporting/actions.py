@@ -163,14 +163,22 @@ def _why_no_zero_shot(asks: EntryAsks) -> str | None:
 
 def _replace_predictions(store: AnnotationStore, predictions: pd.DataFrame) -> None:
     """Make these the predictions, in place of all earlier ones."""
-    columns = ["image_id", "method", "model_key", *PREDICTION_COLUMNS[1:]]
-    columns.remove("top_probability")
-    rows = predictions[columns].astype(object)
-    rows = rows.where(rows.notna(), None)
-    rows["probabilities"] = [json.dumps(p) if p else None for p in rows["probabilities"]]
+    rows = [
+        {
+            "image_id": row.image_id,
+            "method": row.method,
+            "model_key": row.model_key,
+            "true_action": row.true_action,
+            "predicted_action": row.predicted_action,
+            "probabilities": json.dumps(row.probabilities) if row.probabilities else None,
+            "fold": None if pd.isna(row.fold) else int(row.fold),
+            "reason": row.reason,
+        }
+        for row in predictions.itertuples()
+    ]
     with store.transaction() as tx:
         tx.execute("DELETE FROM action_predictions")
-        tx.insert("action_predictions", rows.to_dict("records"))
+        tx.insert("action_predictions", rows)
 
 
 # Judging ----------------------------------------------------------------------------------------
