@@ -219,9 +219,9 @@ def predict_from_keypoints(people: pd.DataFrame, *, folds: int = 5, seed: int = 
     made.leave(has_person & ~has_action, "no true action is known")
     usable = has_person & has_action
     features = np.full((len(people), _FEATURES), np.nan)
-    for row in np.flatnonzero(usable):
-        person = people.iloc[row]
-        features[row] = keypoint_features(_given(person["keypoints"]), _given(person["bbox"]))
+    for row, keypoints, bbox in zip(people.index, people["keypoints"], people["bbox"], strict=True):
+        if usable[row]:
+            features[row] = keypoint_features(_given(keypoints), _given(bbox))
     actions = people["true_action"].to_numpy(dtype=object)
     groups = people["group"].where(people["group"].notna(), people["image_id"]).to_numpy(dtype=str)
     names = sorted(set(actions[usable]))
@@ -410,7 +410,7 @@ def _splits(
     actions: np.ndarray, groups: np.ndarray, folds: int, seed: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str | None]:
     """Return (train, test) positions, or the reason why there are none."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if not len(actions):
         return [], "too few images: none shows a person"
@@ -423,10 +423,15 @@ def _splits(
     n_splits = min(folds, int(groups_of.nunique().max()))
     if n_splits < 2:
         return [], "too few images: no action has two that are not near-duplicates"
+    # Groups of one need no company kept together, which takes seconds for ten thousand.
+    has_company = len(set(groups)) < len(groups)
+    splitter = StratifiedGroupKFold if has_company else StratifiedKFold
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
-        splits = list(splitter.split(np.zeros(len(actions)), actions, groups))
+        folded = splitter(n_splits=n_splits, shuffle=True, random_state=seed).split(
+            np.zeros(len(actions)), actions, groups if has_company else None
+        )
+        splits = list(folded)
     return [(train, test) for train, test in splits if len(test)], None
 
 
