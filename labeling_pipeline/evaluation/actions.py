@@ -53,7 +53,8 @@ probability. Without a prediction it, the action and the fold are ``None`` and `
 ``fold``: in which turn an image was predicted; ``None`` if it was in none."""
 
 _FEATURES = 2 * len(PERSON.keypoints) + 2 * len(PERSON.edges) + 1
-# Of more images every tree draws so many: on 8,000 that costs no accuracy and a third of the time.
+# Of more images every tree draws so many: of 8,000 that takes a third of the time, at no less
+# accuracy.
 _MOST_A_TREE = 2000
 
 

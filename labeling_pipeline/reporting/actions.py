@@ -150,10 +150,11 @@ def _why_no_zero_shot(asks: EntryAsks) -> str | None:
     if times > 1:
         return (
             f"{name} asks for {times} actions by the same label {label!r}: give each one of its "
-            f"own under `ask`"
+            "own under `ask`"
         )
     if len({group.request_hash for group in groups if group}) > 1:
-        needed = sum(len(set(group.classes.values())) for group in asks.requests.groups)
+        needed = len({label for group in asks.requests.groups for label in group.classes.values()})
+        needed += len({label for label, _ in asks.requests.unsupported.values()})
         return (
             f"{name} asks for the actions in several prompts: set its group_size to at least "
             f"{needed}, or name the `classes` that are actions"

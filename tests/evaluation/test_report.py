@@ -186,8 +186,8 @@ def test_the_headlines_add_up():
     assert values["F1 of objects"] == ("1.00", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
     assert values["Agreement of models"] == ("0.00", "1 image compared")
-    for name in ("Action accuracy, keypoints", "Test accuracy, zero-shot"):
-        assert values[name] == ("50.0%", "2 images, 100.0% where predicted")
+    for name in ("Keypoint action accuracy", "Zero-shot test accuracy"):
+        assert values[name] == ("50.0%", "2 images, 1 not predicted")
 
 
 def test_methods_are_compared_before_each_is_shown_with_what_it_cannot_say():

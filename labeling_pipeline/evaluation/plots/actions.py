@@ -207,8 +207,9 @@ def risk_coverage(risk: RiskCoverage, abstain: AbstainThreshold) -> "Figure":
             markersize=7,
             label=f"abstain below {abstain.value:.2f}: keeps {chosen['coverage']:.0%}",
         )
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, max(float(curve["risk"].max()), allowed) * 1.1 + 0.01)
+    top = max(float(curve["risk"].max()), allowed) * 1.1 + 0.01
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(-0.05 * top, top)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.grid(color=GRID, linewidth=0.8)

@@ -3,15 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from labeling_pipeline.evaluation.actions import Recognition
-from labeling_pipeline.evaluation.report.data import (
-    Form,
-    Headline,
-    Picture,
-    Section,
-    many,
-    percent,
-)
+from labeling_pipeline.evaluation.actions import KEYPOINTS, ZERO_SHOT, Recognition
+from labeling_pipeline.evaluation.report.data import Form, Headline, Picture, Section, many
 
 
 @dataclass(frozen=True)
@@ -35,17 +28,20 @@ def actions_section(reports: Sequence[ActionReport], why_not: str = "") -> Secti
     )
 
 
+_NAMES = {KEYPOINTS: "Keypoint", ZERO_SHOT: "Zero-shot"}
+
+
 def _headlines(reports: Sequence[ActionReport]) -> Iterator[Headline]:
     for report in reports:
         one = report.recognition
         scores = one.evaluation.scores
-        what = "Test accuracy" if one.is_test else "Action accuracy"
+        missing = one.evaluation.without_prediction
         yield Headline(
-            f"{what}, {one.method.replace('_', '-')}",
+            f"{_NAMES[one.method]} {'test' if one.is_test else 'action'} accuracy",
             scores.accuracy.value,
             Form.SHARE,
             many(scores.images, "image", "images")
-            + f", {percent(scores.accuracy_predicted.value)} where predicted",
+            + (f", {missing:,} not predicted" if missing else ""),
             interval=scores.accuracy.interval,
             more_is_better=True,
         )
