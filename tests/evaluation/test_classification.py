@@ -40,7 +40,9 @@ CASES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:y_pred contains classes", "ignore:`y1`, `y2`")
+@pytest.mark.filterwarnings(
+    "ignore:y_pred contains classes", "ignore:`y1`, `y2`", "ignore:A single label was found"
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_number_is_the_one_of_scikit_learn(case):
     true, predicted, chances = case
