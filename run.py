@@ -27,11 +27,12 @@ from assets.progress import LISTENERS
 from definitions import REPOSITORY, build_definitions
 from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.errors import ConfigurationError, LabelingError
+from labeling_pipeline.evaluation.intervals import Interval
 from labeling_pipeline.home import Environment, Home, home_for
 from labeling_pipeline.images.sources import ImageSource, open_source
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan, load_plan
-from labeling_pipeline.reporting.actions import evaluate_stored_actions, why_not_predicted
+from labeling_pipeline.reporting.actions import evaluate_stored_actions
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import evaluate_entries
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -262,14 +263,15 @@ def _print_summary(
         )
         if evaluation.keypoints is not None:
             console.print(f"[bold]{entry}[/] keypoints: PCK {_ratio(evaluation.keypoints.pck)}")
-    actions = evaluate_stored_actions(store)
-    if actions.images and actions.accuracy_all is None:
-        reasons = escape(why_not_predicted(actions))
-        console.print(f"[bold]Human-action recognition[/]: not possible: {reasons}")
-    elif actions.images:
+    for one in evaluate_stored_actions(store, plan):
+        name, scores = escape(f"Human-action recognition, {one.title}"), one.evaluation.scores
+        if not scores.images:
+            console.print(f"[bold]{name}[/]: not possible: {escape(one.why_not)}")
+            continue
         console.print(
-            f"[bold]Human-action recognition[/]: accuracy [bold]{_ratio(actions.accuracy_all)}[/] "
-            f"({actions.images} images, {actions.without_person} without a person)"
+            f"[bold]{name}[/]: accuracy [bold]{_ratio(scores.accuracy.value)}[/]"
+            f"{_between(scores.accuracy.interval)} ({scores.images} images, "
+            f"{one.evaluation.without_prediction} without a prediction)"
         )
     run_ids = ", ".join(f"'{run_id}'" for run_id in ran.run_ids)
     count = store.query(f"SELECT count(*) AS n FROM generations WHERE run_id IN ({run_ids})")
@@ -340,6 +342,10 @@ def _print_failures(ran: Ran, images: str, plan_file: Path) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _between(interval: Interval | None) -> str:
+    return f", {interval.low:.3f} to {interval.high:.3f}" if interval else ""
 
 
 def _ratio(value: float | None) -> str:

@@ -254,7 +254,9 @@ def _look(
     annotation_store.at().claim(source)
     store: AnnotationStore = annotation_store.open()
     in_flight = classes_in_flight(instance)
-    summary = update_inventory(store, source, plan.class_names, plan.source, in_flight)
+    summary = update_inventory(
+        store, source, plan.class_names, plan.source, in_flight, plan.actions.test_folder
+    )
     before = registered_classes(instance)
     changes = partition_changes(before, list(class_names(store)), in_flight)
     after = [key for key in before if key not in changes.deleted] + changes.added

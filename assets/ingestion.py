@@ -53,7 +53,9 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         annotation_store.at().claim(source)
         store = annotation_store.open()
         in_flight = classes_in_flight(context.instance, but=context.run_id)
-        summary = update_inventory(store, source, plan.class_names, plan.source, in_flight)
+        summary = update_inventory(
+            store, source, plan.class_names, plan.source, in_flight, plan.actions.test_folder
+        )
         classes = class_names(store)
         changes = partition_changes(registered_classes(context.instance), list(classes), in_flight)
         context.instance.add_dynamic_partitions(str(CLASSES.name), changes.added)

@@ -25,6 +25,7 @@ from labeling_pipeline.plan import class_slug
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 NOT_IN_MANIFEST = "not_in_manifest"
+NOT_IN_CLASS_FOLDER = "not_in_class_folder"
 
 _MOST_NOTES = 200
 _MOST_NAMED = 20
@@ -109,6 +110,7 @@ def update_inventory(
     plan_classes: Sequence[str] = (),
     settings: SourceSettings | None = None,
     in_use: Collection[str] = (),
+    test_folder: str | None = None,
 ) -> InventorySummary:
     """Bring the tables ``dataset_files`` and ``classes`` up to date with the source.
 
@@ -120,6 +122,7 @@ def update_inventory(
             named like the source.
         settings: how files come to their classes; default: by their folders.
         in_use: slugs of classes that are not to be retired yet.
+        test_folder: name of a top folder whose sub-folders are classes, as top folders are.
 
     Raises:
         ConfigurationError: the source cannot be listed, the manifest cannot be read, or two class
@@ -135,9 +138,13 @@ def update_inventory(
         found, missing = _classed_by(manifest, found)
     elif settings.layout == "flat":
         found = _with(found, "class_name", pa.nulls(len(found), pa.string()))
-    elif not plan_classes:
-        at_root = pc.and_(pc.is_null(found["class_name"]), pc.is_null(found["skipped_reason"]))
-        found = _with(found, "class_name", pc.if_else(at_root, source.name, found["class_name"]))
+    else:
+        if test_folder is not None:
+            found = _with_classes_within(found, test_folder)
+        if not plan_classes:
+            at_root = pc.and_(pc.is_null(found["class_name"]), pc.is_null(found["skipped_reason"]))
+            names = pc.if_else(at_root, source.name, found["class_name"])
+            found = _with(found, "class_name", names)
     names = _class_names(found, plan_classes)
     found = _with_slugs(found)
 
@@ -207,6 +214,28 @@ def report_files(store: AnnotationStore) -> FileReport:
     return FileReport(statuses, skipped, rejected, tuple(FileNote(**row) for row in listed))
 
 
+def held_out_images(store: AnnotationStore, test_folder: str | None) -> pa.Table:
+    """The images of which a copy lies in the test folder, and those that look alike.
+
+    Returns columns image_id, is_test (a copy of itself lies there; otherwise of another image of
+    its cluster). No rows without a test folder.
+    """
+    return store.query(
+        """
+        WITH test AS (
+            SELECT DISTINCT image_id FROM dataset_files
+            WHERE image_id IS NOT NULL AND skipped_reason IS NULL
+                AND starts_with(nfc_normalize(path), $1 || '/')
+        ),
+        clusters AS (SELECT DISTINCT cluster FROM images SEMI JOIN test USING (image_id))
+        SELECT i.image_id, t.image_id IS NOT NULL AS is_test
+        FROM images i LEFT JOIN test t USING (image_id)
+        WHERE t.image_id IS NOT NULL OR i.cluster IN (FROM clusters)
+        """,
+        (test_folder,),
+    )
+
+
 # Classes ----------------------------------------------------------------------------------------
 
 
@@ -223,6 +252,18 @@ def _class_names(found: pa.Table, plan_classes: Sequence[str]) -> dict[str, str]
                 "rename one of them"
             )
     return names
+
+
+def _with_classes_within(found: pa.Table, folder: str) -> pa.Table:
+    """The files of a top folder with the class of their second one; those in none are skipped."""
+    is_inside = pc.fill_null(pc.equal(found["class_name"], folder), False)
+    second = pc.struct_field(pc.extract_regex(found["path"], "^[^/]*/(?P<name>[^/]*)/"), "name")
+    second = pc.utf8_normalize(second, form="NFC")
+    is_homeless = pc.and_(is_inside, pc.is_null(second))
+    reason = pc.if_else(is_homeless, NOT_IN_CLASS_FOLDER, pa.scalar(None, pa.string()))
+    found = _with(found, "skipped_reason", pc.coalesce(found["skipped_reason"], reason))
+    found = _with(found, "class_name", pc.if_else(is_inside, second, found["class_name"]))
+    return found
 
 
 def _with_slugs(found: pa.Table) -> pa.Table:

@@ -131,6 +131,17 @@ class Entry(BaseModel):
         return RULES[self.task].describes or self.labels_from is not None
 
     @property
+    def tells_presences(self) -> bool:
+        """Whether one answer about an image says of several labels how sure it is that they are
+        there."""
+        rule = RULES[self.task]
+        is_listing = rule.labels_per_prompt is None and rule.geometry in (
+            Geometry.BOX,
+            Geometry.POINT,
+        )
+        return is_listing and self.source is None
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """What is asked of the model."""
         return (self.task, Task.DETECTION) if self.top_down else (self.task,)
@@ -154,13 +165,40 @@ class Entry(BaseModel):
 
 
 class Actions(BaseModel):
-    """Human-action recognition: whose keypoints it reads and how it is cross-validated."""
+    """Human-action recognition: what it goes by, and how it is judged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    entry: str | None = Field(None, description="a keypoint entry; default: the first one")
+    entry: str | None = Field(
+        None,
+        description="whose keypoints a classifier reads; default: the first that has a person's",
+    )
+    zero_shot: str | None = Field(
+        None, description="an entry that asks for each action: its presences are the prediction"
+    )
     folds: Annotated[int, Field(ge=2)] = 5
     seed: int = 0
+    top_k: int = Field(
+        3, ge=1, description="an image counts as right in the top k if its action is among so many"
+    )
+    target_accuracy: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="of the predictions kept by the threshold below which one should abstain",
+    )
+    test_folder: ClassName | None = Field(
+        None,
+        description="a top folder of the images whose sub-folders are called like the classes: "
+        "labeled like all others, never trained on",
+    )
+
+    @field_validator("test_folder")
+    @classmethod
+    def _check_test_folder(cls, name: str | None) -> str | None:
+        if name is not None and (not name or "/" in name or name.startswith(".")):
+            raise ValueError(f"expected the name of a top folder of the images, got {name!r}")
+        return name
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -239,6 +277,29 @@ class Plan(BaseModel):
                 "expected actions.entry to be a keypoint entry "
                 f"({', '.join(keypoint_entries) or 'there is none'}), got {self.actions.entry!r}"
             )
+        asking = [e.name for e in self.entries if e.tells_presences]
+        if self.actions.zero_shot is not None and self.actions.zero_shot not in asking:
+            raise ValueError(
+                "expected actions.zero_shot to be an entry that asks whole images for boxes or "
+                f"points of several labels at once ({', '.join(asking) or 'there is none'}), got "
+                f"{self.actions.zero_shot!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_test_folder(self) -> Self:
+        folder = self.actions.test_folder
+        if folder is None:
+            return self
+        if self.source.layout == "flat":
+            raise ValueError(
+                "expected actions.test_folder with classes from folders or a manifest, got source."
+                "layout flat: there no image has an action of its own"
+            )
+        if folder in self.class_names:
+            raise ValueError(
+                f"expected actions.test_folder to be no class, got {folder!r}, which an entry names"
+            )
         return self
 
     @model_validator(mode="after")
@@ -285,6 +346,10 @@ class Plan(BaseModel):
         if self.actions.entry is not None:
             return self.entry(self.actions.entry)
         return next((e for e in self.entries if e.skeleton is PERSON), None)
+
+    def zero_shot_entry(self) -> Entry | None:
+        """The entry whose presences tell actions apart, if the plan has one."""
+        return self.entry(self.actions.zero_shot) if self.actions.zero_shot else None
 
     def with_model(self, model: str | None, **runtime: str | None) -> "Plan":
         """The same plan with every entry on one model and settings from the environment."""

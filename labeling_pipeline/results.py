@@ -20,6 +20,7 @@ from labeling_pipeline.export.class_json import (
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.inventory import held_out_images
 from labeling_pipeline.labeling import Progress
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -59,6 +60,9 @@ def export_class(
     """Write the JSON files of one class; one that would not change is left alone."""
     display_name = class_names(store)[class_slug]
     images = _class_images(store, class_slug)
+    held_out = held_out_images(store, plan.actions.test_folder).to_pandas()
+    tested = held_out.loc[held_out["is_test"], "image_id"]
+    images = images.assign(is_test=images["image_id"].isin(tested))
     annotations = current_annotations(store, current_view(plan), class_slug)
     files: dict[Path, tuple[int, int]] = {}
     written = 0

@@ -34,6 +34,7 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "clean_images",
         "posture_annotations",
         "object_annotations",
+        "action_annotations",
         "caption_annotations",
         "text_annotations",
         "visualizations",

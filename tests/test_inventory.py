@@ -1,4 +1,5 @@
 import os
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,12 @@ from labeling_pipeline.cleaning import CleaningSummary, clean
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.sources import FoundFile, SourceSettings, listing, open_source
-from labeling_pipeline.inventory import FileNote, InventorySummary, update_inventory
+from labeling_pipeline.inventory import (
+    FileNote,
+    InventorySummary,
+    held_out_images,
+    update_inventory,
+)
 from labeling_pipeline.plan import class_slug
 from labeling_pipeline.sample.dataset import write_sample
 from labeling_pipeline.sample.scenes import draw_scene
@@ -40,9 +46,16 @@ def put(path: Path, seed: int, quality: int = 92, size: tuple[int, int] = (120, 
 
 
 def inventory(
-    store: AnnotationStore, root: Path, plan_classes: Sequence[str] = (), **settings: Any
+    store: AnnotationStore,
+    root: Path,
+    plan_classes: Sequence[str] = (),
+    test_folder: str | None = None,
+    **settings: Any,
 ) -> InventorySummary:
-    return update_inventory(store, open_source(root), plan_classes, SourceSettings(**settings))
+    return update_inventory(
+        *(store, open_source(root), plan_classes, SourceSettings(**settings)),
+        test_folder=test_folder,
+    )
 
 
 def cleaned(store: AnnotationStore, root: Path, rules: CleaningRules = RULES) -> CleaningSummary:
@@ -429,6 +442,85 @@ def test_in_a_flat_folder_every_class_of_the_plan_is_affected(store: AnnotationS
     assert classed(store) == {"2024/0.jpg": None, "1.jpg": None}
     assert found.classes_affected == ("cats", "dogs")
     assert inventory(store, root, ["cats", "dogs"], layout="flat").classes_affected == ()
+
+
+def test_a_test_folder_gives_files_the_class_of_their_second_folder(
+    store: AnnotationStore, root: Path
+):
+    accents = unicodedata.normalize("NFD", "Kühe")
+    files = ("cats/0.jpg", "test/cats/1.jpg", f"test/{accents}/deep/2.jpg", "test/3.jpg", "4.jpg")
+    for seed, path in enumerate(files):
+        put(root / path, seed)
+    (root / "test/cats/.DS_Store").touch()
+    (root / "test/notes.txt").touch()
+    found = inventory(store, root, test_folder="test")
+    cows = class_slug("Kühe")
+    assert classed(store) == {
+        "cats/0.jpg": "cats",
+        "test/cats/1.jpg": "cats",
+        f"test/{accents}/deep/2.jpg": cows,
+        "test/3.jpg": "not_in_class_folder",
+        "4.jpg": root.name,
+        "test/cats/.DS_Store": "system_file",
+        "test/notes.txt": "not_an_image",
+    }
+    assert classes(store) == {cows: False, "cats": False, root.name: False}
+    assert found.files.skipped["not_in_class_folder"] == 1
+
+    cleaned(store, root)
+    again = inventory(store, root, test_folder="test")
+    assert (again.added, again.changed) == (0, 0)
+    named = inventory(store, root, ["cats"], test_folder="test")
+    assert (named.changed, classed(store)["4.jpg"]) == (1, None)
+    without = inventory(store, root)
+    assert without.changed == 6  # all but cats/0.jpg are of another class, or of one again
+    assert classed(store)["test/3.jpg"] == classed(store)["test/cats/1.jpg"] == "test"
+
+
+def test_a_manifest_says_the_class_of_a_file_in_the_test_folder(store: AnnotationStore, root: Path):
+    put(root / "test/a.jpg", 0)
+    put(root / "b.jpg", 1)
+    (root / "classes.csv").write_text("path,class\ntest/a.jpg,cats\nb.jpg,cats\n")
+    inventory(store, root, test_folder="test", manifest="classes.csv")
+    cleaned(store, root)
+    assert {k: v for k, v in classed(store).items() if k.endswith("jpg")} == {
+        "test/a.jpg": "cats",
+        "b.jpg": "cats",
+    }
+    assert held_out(store, "test") == {"test/a.jpg": True}
+
+
+def held_out(store: AnnotationStore, folder: str | None) -> dict[str, bool]:
+    """First path of each image that is held out -> whether it is a test image itself."""
+    return {
+        row["path"]: row["is_test"]
+        for row in store.query(
+            "SELECT min(path) AS path, is_test FROM held_out JOIN dataset_files USING (image_id) "
+            "GROUP BY image_id, is_test",
+            tables={"held_out": held_out_images(store, folder)},
+        ).to_pylist()
+    }
+
+
+def test_images_of_a_test_folder_their_copies_and_what_looks_like_them_are_held_out(
+    store: AnnotationStore, root: Path
+):
+    put(root / "cats/alone.jpg", 0)
+    shutil.copy(put(root / "cats/copied.jpg", 1), put(root / "test/cats/copy.jpg", 1))
+    put(root / "cats/large.jpg", 2, size=(180, 135))
+    put(root / "test/cats/small.jpg", 2)
+    put(root / "test/cats/own.jpg", 3)
+    put(root / "tester/4.jpg", 4)
+    inventory(store, root, test_folder="test")
+    cleaned(store, root)
+    assert statuses(store)["test/cats/small.jpg"] == "near_duplicate"
+    assert held_out(store, "test") == {
+        "cats/copied.jpg": True,
+        "cats/large.jpg": False,
+        "test/cats/small.jpg": True,
+        "test/cats/own.jpg": True,
+    }
+    assert held_out(store, None) == {}
 
 
 def test_of_each_reason_the_first_files_are_named_and_all_are_counted(

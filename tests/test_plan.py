@@ -90,6 +90,18 @@ def test_actions_are_told_apart_by_the_first_keypoint_entry_unless_said():
     assert entry.name == "b"
 
 
+@pytest.mark.parametrize("task", ["detection", "referring", "layout", "pointing"])
+def test_zero_shot_goes_by_an_entry_that_asks_for_several_labels_at_once(task: str):
+    plan = parse_plan(
+        f"entries: [{{name: pose, task: keypoint}}, {{name: a, task: {task}}}]\n"
+        "actions: {zero_shot: a, test_folder: test, top_k: 2, target_accuracy: 0.9}\n"
+    )
+    entries = plan.action_entry(), plan.zero_shot_entry()
+    assert [entry.name for entry in entries if entry] == ["pose", "a"]
+    assert (plan.actions.top_k, plan.actions.target_accuracy) == (2, 0.9)
+    assert parse_plan("entries: [{name: a, task: detection}]").zero_shot_entry() is None
+
+
 def test_another_model_from_outside_is_asked_by_every_entry():
     plan = parse_plan(FULL).with_model("rex-omni", device="cuda")
     assert {plan.model_of(entry) for entry in plan.entries} == {"rex-omni"}
@@ -179,7 +191,19 @@ MISTAKES = {
     ),
     "an unknown key of actions": Mistake(
         "actions:\n  fold: 3\nentries: [{name: a, task: keypoint}]\n",
-        *(2, "actions.fold", "one of the keys entry, folds, seed", "'fold'"),
+        *(2, "actions.fold", "one of the keys entry, zero_shot, folds, seed", "'fold'"),
+    ),
+    "a test folder that is no top folder": Mistake(
+        "actions:\n  test_folder: data/test\nentries: [{name: a, task: keypoint}]\n",
+        *(2, "actions.test_folder", "the name of a top folder of the images", "'data/test'"),
+    ),
+    "the top 0": Mistake(
+        "actions:\n  top_k: 0\nentries: [{name: a, task: keypoint}]\n",
+        *(2, "actions.top_k", "greater than or equal to 1", "0"),
+    ),
+    "an accuracy of more than all": Mistake(
+        "actions: {target_accuracy: 95}\nentries: [{name: a, task: keypoint}]\n",
+        *(1, "actions.target_accuracy", "less than or equal to 1", "95"),
     ),
     "a key that is ours": Mistake(
         "entries: [{name: a, task: detection}]\nfile: me\n",
@@ -283,6 +307,32 @@ def test_every_mistake_is_told_not_only_the_first():
             "actions: {entry: a}\nentries: [{name: a, task: detection}]",
             r"plan.yaml:\d: expected actions.entry to be a keypoint entry .*, got 'a'",
             id="actions of an entry without keypoints",
+        ),
+        *(
+            pytest.param(
+                f"actions: {{zero_shot: a}}\nentries: [{entry}]",
+                r"plan.yaml:\d: expected actions.zero_shot to be an entry that asks whole images .*"
+                r"\(.*\), got 'a'",
+                id=f"zero-shot of {what}",
+            )
+            for what, entry in {
+                "keypoints": "{name: a, task: keypoint}",
+                "text": "{name: a, task: ocr_box}",
+                "one label a prompt": "{name: a, task: gui_box}",
+                "crops": "{name: b, task: detection}, {name: a, task: detection, regions: b}",
+                "no entry": "{name: b, task: detection}",
+            }.items()
+        ),
+        pytest.param(
+            "actions: {test_folder: cat}\nentries: [{name: a, task: keypoint, classes: [cat]}]",
+            r"plan.yaml:\d: expected actions.test_folder to be no class, got 'cat'",
+            id="a class for a test folder",
+        ),
+        pytest.param(
+            "actions: {test_folder: test}\nsource: {layout: flat}\n"
+            "entries: [{name: a, task: keypoint, classes: [cat]}]",
+            r"plan.yaml:\d: expected actions.test_folder with classes from folders .*flat",
+            id="a test folder without classes",
         ),
         pytest.param(
             "entries:\n  - {name: a, task: detection, tiles: {side: 3}}",

@@ -94,10 +94,21 @@ def edits(one: str, two: str) -> int:
     return max(len(one), len(two)) - sum(block.size for block in blocks)
 
 
-def test_postures_are_told_apart_by_their_keypoints(store):
-    evaluation = evaluate_stored_actions(store)
-    assert evaluation.images >= 5 * 12
-    assert evaluation.accuracy_all >= 0.80
+def test_postures_are_told_apart_by_their_keypoints_and_by_asking_for_them(store, labeled):
+    home, printed = labeled
+    report = (home / "reports/report.html").read_text()
+    assert "Keypoint action accuracy" in report
+    assert "Zero-shot action accuracy" in report
+    lines = " ".join(printed.split())
+    for one in evaluate_stored_actions(store, load_plan(PLAN)):
+        scores = one.evaluation.scores
+        assert scores.images >= 5 * 12
+        assert scores.accuracy.value >= {"keypoints": 0.80, "zero_shot": 0.95}[one.method]
+        assert scores.accuracy.interval.low >= 0.70
+        assert (
+            f"Human-action recognition, {one.title}: accuracy {scores.accuracy.value:.3f}," in lines
+        )
+        assert (home / f"reports/har/{one.key}_confusion_matrix.png").is_file()
 
 
 def test_every_flawed_file_is_accounted_for_by_name_and_reason(store, labeled):

@@ -1,11 +1,15 @@
-"""Human action recognition from keypoints: does the labeled posture tell the action?
+"""Human-action recognition: do the labels tell which action an image shows?
 
-The people found on the images are turned into features, a small classifier is trained on most of
-the images and predicts the rest, in turns (out-of-fold), and the predictions are compared with the
-true actions. High agreement says that the keypoints are good enough to carry the action.
+By two methods. From keypoints: the people found on the images are turned into features, a small
+classifier learns from most of the images and predicts the rest, in turns (out of fold). High
+accuracy says that the keypoints are good enough to carry the action. Near duplicates share a group
+and a group is never on both sides of a fold (``StratifiedGroupKFold``), or memory would pass for
+recognition.
 
-Near-duplicates share a group and a group is never on both sides of a fold
-(``StratifiedGroupKFold``), or memory would pass for recognition.
+Zero-shot: the model was asked for each action in one prompt, and the presence of each, 1 - P(None)
+where its boxes would begin, is shared out among them. Nothing is learned.
+
+Images of a test folder are predicted once, by the classifier that learned from all the others.
 """
 
 import math
@@ -17,45 +21,136 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labeling_pipeline.annotations import Keypoint
-from labeling_pipeline.evaluation.detection import ratio, visible_points
+from labeling_pipeline.annotations import Keypoint, State
+from labeling_pipeline.evaluation.agreement import ANSWERED
+from labeling_pipeline.evaluation.classification import (
+    Classification,
+    Estimate,
+    evaluate_classification,
+)
+from labeling_pipeline.evaluation.detection import visible_points
 from labeling_pipeline.tasks import PERSON
 
-NO_PERSON = "no person"
-NOT_PREDICTED = "not predicted"
+KEYPOINTS, ZERO_SHOT = "keypoints", "zero_shot"
+"""The methods, as table ``action_predictions`` of the store spells them."""
 
-_PREDICTION_COLUMNS = [
+NO_PERSON = "no person"
+NO_ACTION = "no action seen"
+NO_ANSWER = "no sound answer"
+COUNTED_AS_WRONG = (NO_PERSON, NO_ACTION, NO_ANSWER)
+"""Reasons for having no prediction that the labels are to blame for. Any other one says that there
+was nothing to go by, and such images count nowhere."""
+
+NOT_LABELED = "not labeled yet"
+NO_PRESENCE = "the model measures no presence of a label: one that does is rex-omni"
+
+PREDICTION_COLUMNS = [
     *("image_id", "true_action", "predicted_action", "probabilities", "top_probability"),
     *("fold", "reason"),
 ]
+"""What the two ways of predicting return, one row an image. ``probabilities``: action ->
+probability. Without a prediction it, the action and the fold are ``None`` and ``reason`` says why.
+``fold``: in which turn an image was predicted; ``None`` if it was in none."""
+
+_FEATURES = 2 * len(PERSON.keypoints) + 2 * len(PERSON.edges) + 1
+# Of more images every tree draws so many: of 8,000 that takes a third of the time, at no less
+# accuracy.
+_MOST_A_TREE = 2000
 
 
 @dataclass(frozen=True)
 class ActionEvaluation:
     """How well actions were recognised.
 
-    images, predicted, without_person: how many images there are, got an action, show no person.
-    accuracy_all: right ones among all images that could be judged: an image without a person
-        counts as wrong, one that there was nothing to learn from does not count.
-    accuracy_predicted: right ones among those that were predicted.
-    macro_f1: mean of the classes' F1 over all images. All three are ``None`` if there is nothing
-        to divide by.
-    per_class: one row an action, sorted: ``action, support, predicted, precision, recall, f1``;
-        recall is over all images of the class. A ratio that does not exist is NaN.
-    confusion: counts; index true action, columns predicted action, then ``no person`` and, if
-        anything else kept images from being predicted, ``not predicted``.
-    reasons: why images have no prediction -> how many.
+    scores: over all images that could be judged.
+    reasons: why images have no prediction and count as wrong -> how many.
+    not_judged: why others count nowhere -> how many.
     """
 
-    images: int
-    predicted: int
-    without_person: int
-    accuracy_all: float | None
-    accuracy_predicted: float | None
-    macro_f1: float | None
-    per_class: pd.DataFrame
-    confusion: pd.DataFrame
+    scores: Classification
     reasons: dict[str, int]
+    not_judged: dict[str, int]
+
+    @property
+    def images(self) -> int:
+        """How many there are, judged or not."""
+        return self.scores.images + sum(self.not_judged.values())
+
+    @property
+    def without_prediction(self) -> int:
+        """How many count as wrong because nothing was predicted."""
+        return sum(self.reasons.values())
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How well one method recognised the actions of one part of the images.
+
+    method: ``KEYPOINTS`` or ``ZERO_SHOT``. is_test: of the test folder, or of all other images.
+    predictions: the rows that the evaluation is of.
+    """
+
+    method: str
+    is_test: bool
+    predictions: pd.DataFrame
+    evaluation: ActionEvaluation
+
+    @property
+    def key(self) -> str:
+        """In names of files and of metadata."""
+        return f"{self.method}_test" if self.is_test else self.method
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        name = self.method.replace("_", "-")
+        return f"{name}, test folder" if self.is_test else name
+
+    @property
+    def why_not(self) -> str:
+        """Why images were not judged, and how many; empty if all were."""
+        reasons = self.evaluation.not_judged.items()
+        return "; ".join(f"{reason} ({images} images)" for reason, images in reasons)
+
+
+def compare_methods(recognitions: Sequence[Recognition]) -> pd.DataFrame:
+    """One row a method and part of the images, with the columns of its scores.
+
+    ``<score>_low`` and ``<score>_high`` are the ends of 95 % intervals; what does not exist is NaN.
+    """
+    return pd.DataFrame([_compared(one) for one in recognitions])
+
+
+def _compared(one: Recognition) -> dict[str, object]:
+    scores = one.evaluation.scores
+    estimates = {
+        "accuracy": scores.accuracy,
+        "accuracy_predicted": scores.accuracy_predicted,
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
+        "kappa": scores.kappa,
+        "accuracy_kept": Estimate(scores.abstain.accuracy, scores.abstain.interval),
+    }
+    numbers: dict[str, float | None] = {}
+    for name, estimate in estimates.items():
+        ends = estimate.interval
+        numbers[name] = estimate.value
+        numbers[f"{name}_low"] = ends.low if ends else None
+        numbers[f"{name}_high"] = ends.high if ends else None
+    numbers |= {
+        f"top_{scores.k}": scores.top_k,
+        "expected_calibration_error": scores.reliability.ece,
+        "area_under_risk_coverage": scores.risk.aurc,
+        "abstain_below": scores.abstain.value,
+        "share_kept": scores.abstain.coverage,
+    }
+    return {
+        "method": one.title,
+        "images": scores.images,
+        "without_prediction": one.evaluation.without_prediction,
+        "not_judged": sum(one.evaluation.not_judged.values()),
+        **{name: math.nan if value is None else value for name, value in numbers.items()},
+    }
 
 
 def keypoint_features(
@@ -85,7 +180,7 @@ def keypoint_features(
     if bbox is None:
         seen = points[np.isfinite(points[:, 0])]
         if not len(seen):
-            return np.full(points.size + 2 * len(edges) + 1, np.nan)
+            return np.full(_FEATURES, np.nan)
         bbox = (*seen.min(axis=0), *seen.max(axis=0))
     x0, y0, x1, y1 = (float(v) for v in bbox)
     # A box without extent says nothing of scale; one pixel keeps the division defined.
@@ -98,127 +193,209 @@ def keypoint_features(
     return np.concatenate([relative.ravel(), directions.ravel(), [math.log(width_px / height_px)]])
 
 
-def predict_actions(people: pd.DataFrame, *, folds: int = 5, seed: int = 0) -> pd.DataFrame:
+def predict_from_keypoints(people: pd.DataFrame, *, folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Predict the action of every image from the others.
 
     Args:
         people: one row an image: ``image_id, group`` (near-duplicates share one; missing: the
             image is its own), ``true_action, keypoints`` and ``bbox`` of the best-scored person,
-            both ``None`` where no person was found.
+            both ``None`` where no person was found. Optional: ``reason``, why nothing can be said
+            of an image without a person (default: ``NO_PERSON``); ``is_test`` (bool): it is
+            predicted once, from all others; ``is_held_out`` (bool): nothing is learned from it
+            (default: as ``is_test``).
         folds: at most so many folds; fewer if the classes are small.
         seed: of the shuffling into folds and of the classifier.
 
     Returns:
-        One row an image, in the order given: ``image_id, true_action, predicted_action,
-        probabilities`` (action -> probability), ``top_probability, fold, reason``. Without a
-        prediction the action, probabilities and fold are ``None`` and ``reason`` says why.
+        ``PREDICTION_COLUMNS``, one row an image, in the order given.
     """
     people = people.reset_index(drop=True)
-    result = pd.DataFrame(
-        {
-            "image_id": people["image_id"],
-            "true_action": people["true_action"],
-            "predicted_action": None,
-            "probabilities": None,
-            "top_probability": np.nan,
-            "fold": pd.array([None] * len(people), dtype="Int64"),
-            "reason": None,
-        },
-        columns=_PREDICTION_COLUMNS,
-    ).astype({"predicted_action": object, "probabilities": object, "reason": object})
+    made = _Predictions(people)
+    is_test = people.get("is_test", pd.Series(False, people.index)).to_numpy(dtype=bool)
+    is_held_out = people.get("is_held_out", pd.Series(is_test)).to_numpy(dtype=bool)
+    has_person = (people["keypoints"].map(_is_given) | people["bbox"].map(_is_given)).to_numpy()
+    has_action = people["true_action"].notna().to_numpy()
+    why_not = people.get("reason", pd.Series(None, people.index, dtype=object))
+    made.leave(~has_person, why_not.where(why_not.notna(), NO_PERSON).to_numpy(dtype=object))
+    made.leave(has_person & ~has_action, "no true action is known")
+    usable = has_person & has_action
+    features = np.full((len(people), _FEATURES), np.nan)
+    for row, keypoints, bbox in zip(people.index, people["keypoints"], people["bbox"], strict=True):
+        if usable[row]:
+            features[row] = keypoint_features(_given(keypoints), _given(bbox))
+    actions = people["true_action"].to_numpy(dtype=object)
+    groups = people["group"].where(people["group"].notna(), people["image_id"]).to_numpy(dtype=str)
+    names = sorted(set(actions[usable]))
 
-    has_person = people["keypoints"].map(_is_given) | people["bbox"].map(_is_given)
-    has_action = people["true_action"].notna()
-    result.loc[~has_person, "reason"] = NO_PERSON
-    result.loc[has_person & ~has_action, "reason"] = "no true action is known"
-    usable = np.flatnonzero(has_person & has_action)
-    actions = people["true_action"].to_numpy(dtype=object)[usable].astype(str)
-    groups = people["group"].where(people["group"].notna(), people["image_id"])
-    group_names = groups.to_numpy(dtype=object)[usable].astype(str)
-    splits, reason = _splits(actions, group_names, folds, seed)
+    def predict(learned: np.ndarray, rows: np.ndarray, fold: int | None) -> None:
+        if len(set(actions[learned])) < 2:
+            made.leave(rows, "too few images: fewer than two actions are left to learn from")
+            return
+        classifier = _fitted(features[learned], actions[learned].astype(str), seed)
+        chances = np.zeros((len(rows), len(names)))
+        columns = [names.index(name) for name in classifier.classes_]
+        chances[:, columns] = classifier.predict_proba(features[rows])
+        made.fill(rows, names, chances, fold)
+
+    rows = np.flatnonzero(usable & ~is_test)
+    splits, reason = _splits(actions[rows].astype(str), groups[rows], folds, seed)
     if reason is not None:
-        result.loc[usable, "reason"] = reason
-        return result
-
-    features = np.stack(
-        [
-            keypoint_features(_given(row.keypoints), _given(row.bbox))
-            for row in people.iloc[usable].itertuples()
-        ]
-    )
-    all_actions = sorted(set(actions))
+        made.leave(rows, reason)
     for fold, (train, test) in enumerate(splits):
-        rows = usable[test]
-        known = set(actions[train])
-        # A fold can take a small class's only group away.
-        if len(known) < 2:
-            result.loc[rows, "reason"] = "too few images: one action is left to learn from"
-            continue
-        classifier = _classifier(seed)
-        classifier.fit(features[train], actions[train])
-        probabilities = classifier.predict_proba(features[test])
-        for row, values in zip(rows, probabilities, strict=True):
-            by_action = dict.fromkeys(all_actions, 0.0)
-            by_action.update(zip(classifier.classes_.tolist(), values.tolist(), strict=True))
-            best = max(by_action, key=by_action.__getitem__)
-            result.at[row, "predicted_action"] = best
-            result.at[row, "probabilities"] = by_action  # type: ignore[assignment]
-            result.at[row, "top_probability"] = by_action[best]
-            result.at[row, "fold"] = fold
-    return result
+        learned = rows[train]
+        predict(learned[~is_held_out[learned]], rows[test], fold)
+    if len(tested := np.flatnonzero(usable & is_test)):
+        predict(rows[~is_held_out[rows]], tested, None)
+    return made.table()
 
 
-def evaluate_actions(predictions: pd.DataFrame) -> ActionEvaluation:
+def predict_from_presences(
+    images: pd.DataFrame,
+    answers: pd.DataFrame,
+    actions: Sequence[str],
+    why_not: str | None = None,
+) -> pd.DataFrame:
+    """Predict the action of every image from how present each action was to the model.
+
+    Args:
+        images: one row an image: ``image_id, true_action``.
+        answers: one row an image and action that it was asked for, all of an image in one prompt:
+            ``image_id, action, state, presence`` (0..1; missing where the model measures none).
+        actions: all that are asked for, to choose from.
+        why_not: why nothing can be predicted whatever the answers, if so.
+
+    Returns:
+        ``PREDICTION_COLUMNS``, one row an image, in the order given; ``fold`` is always ``None``.
+        Presences are divided by their sum.
+    """
+    images = images.reset_index(drop=True)
+    made = _Predictions(images)
+    if why_not is not None:
+        made.leave(np.arange(len(images)), why_not)
+        return made.table()
+    names = sorted(actions)
+    place = pd.Index(images["image_id"]).get_indexer(answers["image_id"])
+    answers = answers.assign(row=place)[place >= 0]
+    column_of = {name: column for column, name in enumerate(names)}
+    cells = answers["row"].to_numpy(), answers["action"].map(column_of).to_numpy(dtype=int)
+    state = answers["state"].to_numpy(dtype=object)
+    presence = answers["presence"].to_numpy(dtype=float, na_value=np.nan)
+    # A whole answer that passes over a label says that it is not there.
+    presence = np.where(np.isnan(presence) & (state == State.NOT_MENTIONED), 0.0, presence)
+    chances = np.full((len(images), len(names)), np.nan)
+    chances[cells] = presence
+    asked, found, sound = (np.zeros(chances.shape, dtype=bool) for _ in range(3))
+    asked[cells] = True
+    found[cells] = state == State.FOUND
+    sound[cells] = np.isin(state.astype(str), ANSWERED)
+
+    is_open = np.ones(len(images), dtype=bool)
+    for why, applies in (
+        (NOT_LABELED, ~asked.all(axis=1)),
+        (NO_ANSWER, ~sound.all(axis=1)),
+        (NO_PRESENCE, np.isnan(chances).any(axis=1)),
+        (NO_ACTION, ~found.any(axis=1) | (chances.sum(axis=1) == 0)),
+    ):
+        made.leave(is_open & applies, why)
+        is_open &= ~applies
+    rows = np.flatnonzero(is_open)
+    total = chances[rows].sum(axis=1, keepdims=True)
+    made.fill(rows, names, chances[rows] / total, None)
+    return made.table()
+
+
+def evaluate_actions(
+    predictions: pd.DataFrame, *, top_k: int = 3, target_accuracy: float = 0.95, seed: int = 0
+) -> ActionEvaluation:
     """Compare predicted with true actions.
 
     Args:
-        predictions: ``image_id, true_action, predicted_action`` and, optionally, ``reason``.
-            Images whose true action is missing are left out.
+        predictions: ``true_action, predicted_action``, and where known ``probabilities, reason,
+            group`` (of near duplicates). Images whose true action is missing are left out.
+        top_k, target_accuracy, seed: as for `evaluate_classification`.
     """
-    from sklearn.metrics import precision_recall_fscore_support
-
-    judged = predictions[predictions["true_action"].notna()]
-    true = judged["true_action"].astype(str)
-    predicted = judged["predicted_action"]
-    got = predicted.notna()
-    reasons = judged.get("reason", pd.Series(None, index=judged.index, dtype=object))
-    reasons = reasons.where(reasons.notna(), NO_PERSON)[~got]
-    actions = sorted({*true, *predicted[got].astype(str)})
-
-    # An object of its own can never be mistaken for a class that bears the column's name.
-    codes = {action: i for i, action in enumerate(actions)}
-    true_codes = true.map(codes).to_numpy(dtype=int)
-    predicted_codes = predicted.astype(object).map(codes).fillna(-1).to_numpy(dtype=int)
-    if len(judged):
-        precision, recall, f1, support = precision_recall_fscore_support(
-            true_codes, predicted_codes, labels=range(len(actions)), zero_division=np.nan
-        )
-    else:
-        precision = recall = f1 = support = np.empty(0)
-    per_class = pd.DataFrame(
-        {
-            "action": actions,
-            "support": np.asarray(support, dtype=int),
-            "predicted": [int((predicted_codes == i).sum()) for i in range(len(actions))],
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-        }
-    )
-    right = int((true_codes == predicted_codes).sum())
-    without_person = int((reasons == NO_PERSON).sum())
-    f1_known = per_class["f1"].dropna()
+    known = predictions[predictions["true_action"].notna()]
+    judged = judged_images(predictions)
+    got = judged["predicted_action"].notna().to_numpy()
+    reasons = _reasons(judged).tolist()
+    chances = [
+        value if isinstance(value, Mapping) else {}
+        for value in judged.get("probabilities", pd.Series(None, judged.index, dtype=object))
+    ]
     return ActionEvaluation(
-        images=len(judged),
-        predicted=int(got.sum()),
-        without_person=without_person,
-        accuracy_all=ratio(right, int(got.sum()) + without_person),
-        accuracy_predicted=ratio(right, int(got.sum())),
-        macro_f1=float(f1_known.mean()) if len(f1_known) else None,
-        per_class=per_class,
-        confusion=_confusion(actions, true_codes, predicted_codes, got.to_numpy(), reasons),
-        reasons={str(reason): int(n) for reason, n in reasons.value_counts().items()},
+        scores=evaluate_classification(
+            judged["true_action"].astype(str).tolist(),
+            judged["predicted_action"].astype(object).where(got, None).tolist(),
+            pd.DataFrame(chances, index=judged.index).fillna(0.0),
+            reasons=reasons,
+            groups=judged["group"].tolist() if "group" in judged else None,
+            top_k=top_k,
+            target_accuracy=target_accuracy,
+            seed=seed,
+        ),
+        reasons=_counted(_reasons(judged)[~got]),
+        not_judged=_counted(_reasons(known.drop(judged.index))),
     )
+
+
+def judged_images(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count: with a true action, and a prediction or a reason that is as bad as a
+    wrong one."""
+    known = predictions[predictions["true_action"].notna()]
+    return known[known["predicted_action"].notna() | _reasons(known).isin(COUNTED_AS_WRONG)]
+
+
+def _reasons(predictions: pd.DataFrame) -> pd.Series:
+    """Why there is no prediction, where nothing else is said: nobody was found."""
+    reasons = predictions.get("reason", pd.Series(None, predictions.index, dtype=object))
+    return reasons.where(reasons.notna(), NO_PERSON)
+
+
+def _counted(reasons: pd.Series) -> dict[str, int]:
+    return {str(reason): int(images) for reason, images in reasons.value_counts().items()}
+
+
+class _Predictions:
+    """The columns of the predictions, while they are made."""
+
+    def __init__(self, images: pd.DataFrame) -> None:
+        count = len(images)
+        self._images = images
+        self._predicted, self._chances, self._folds, self._reasons = (
+            np.full(count, None, dtype=object) for _ in range(4)
+        )
+        self._top = np.full(count, np.nan)
+
+    def leave(self, rows: np.ndarray, reason: str | np.ndarray) -> None:
+        """These rows, by mask or by number, get no prediction."""
+        self._reasons[rows] = reason if isinstance(reason, str) else reason[rows]
+
+    def fill(
+        self, rows: np.ndarray, names: Sequence[str], chances: np.ndarray, fold: int | None
+    ) -> None:
+        """These rows, by number, get one. chances: (rows, names)."""
+        best = chances.argmax(axis=1) if len(rows) else np.empty(0, dtype=int)
+        self._predicted[rows] = np.array(names, dtype=object)[best]
+        self._top[rows] = chances[np.arange(len(rows)), best]
+        self._folds[rows] = fold
+        for row, values in zip(rows, chances.tolist(), strict=True):
+            self._chances[row] = dict(zip(names, values, strict=True))
+
+    def table(self) -> pd.DataFrame:
+        """All of them."""
+        return pd.DataFrame(
+            {
+                "image_id": self._images["image_id"],
+                "true_action": self._images["true_action"],
+                # Of type object, or missing texts would become NaN.
+                "predicted_action": pd.Series(self._predicted, dtype=object),
+                "probabilities": pd.Series(self._chances, dtype=object),
+                "top_probability": self._top,
+                "fold": pd.array(self._folds, dtype="Int64"),
+                "reason": pd.Series(self._reasons, dtype=object),
+            },
+            columns=PREDICTION_COLUMNS,
+        )
 
 
 def _is_given(value: object) -> bool:
@@ -234,7 +411,7 @@ def _splits(
     actions: np.ndarray, groups: np.ndarray, folds: int, seed: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str | None]:
     """Return (train, test) positions, or the reason why there are none."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if not len(actions):
         return [], "too few images: none shows a person"
@@ -247,15 +424,20 @@ def _splits(
     n_splits = min(folds, int(groups_of.nunique().max()))
     if n_splits < 2:
         return [], "too few images: no action has two that are not near-duplicates"
+    # Groups of one need no company kept together, which takes seconds for ten thousand.
+    has_company = len(set(groups)) < len(groups)
+    splitter = StratifiedGroupKFold if has_company else StratifiedKFold
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
-        splits = list(splitter.split(np.zeros(len(actions)), actions, groups))
+        folded = splitter(n_splits=n_splits, shuffle=True, random_state=seed).split(
+            np.zeros(len(actions)), actions, groups if has_company else None
+        )
+        splits = list(folded)
     return [(train, test) for train, test in splits if len(test)], None
 
 
-def _classifier(seed: int) -> Any:
-    """Median imputation and a random forest.
+def _fitted(features: np.ndarray, actions: np.ndarray, seed: int) -> Any:
+    """Median imputation and a random forest, trained.
 
     Among what works with a dozen images a class (regularised logistic regression, RBF support
     vectors, extra trees), forests stayed right longest as keypoints got noisy and went missing.
@@ -265,25 +447,14 @@ def _classifier(seed: int) -> Any:
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
 
-    return make_pipeline(
-        SimpleImputer(strategy="median", keep_empty_features=True),
-        RandomForestClassifier(n_estimators=200, random_state=seed),
+    forest = RandomForestClassifier(
+        n_estimators=200,
+        random_state=seed,
+        n_jobs=-1,
+        max_samples=_MOST_A_TREE if len(actions) > _MOST_A_TREE else None,
     )
-
-
-def _confusion(
-    actions: Sequence[str],
-    true_codes: np.ndarray,
-    predicted_codes: np.ndarray,
-    got: np.ndarray,
-    reasons: pd.Series,
-) -> pd.DataFrame:
-    n = len(actions)
-    no_person = (reasons == NO_PERSON).to_numpy()
-    columns = predicted_codes.copy()
-    columns[~got] = np.where(no_person, n, n + 1)
-    counts = np.zeros((n, n + 2), dtype=int)
-    np.add.at(counts, (true_codes, columns), 1)
-    table = pd.DataFrame(counts, index=list(actions), columns=[*actions, NO_PERSON, NOT_PREDICTED])
-    table.index.name = "true_action"
-    return table.iloc[:, : n + 1] if no_person.all() else table
+    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
+    classifier = make_pipeline(imputer, forest).fit(features, actions)
+    # In threads the trees' votes are added up in any order, and the sums differ in the last digit.
+    forest.set_params(n_jobs=1)
+    return classifier

@@ -2,9 +2,12 @@
 
 Shares of independent trials get Wilson's interval ("Probable inference, the law of succession, and
 statistical inference", 1927), which stays within 0..1 and is right also for few trials and for
-shares near 0 or 1. Everything else gets a bootstrap over images (Efron, "Bootstrap methods: another
-look at the jackknife", 1979; percentile method): images, not boxes, because the boxes of one image
-are right or wrong together.
+shares near 0 or 1. Where trials come in clusters that are right or wrong together, as near
+duplicates are, their number is divided by the design effect first (Korn and Graubard, "Confidence
+intervals for proportions with small expected number of positive counts estimated from survey data",
+1998). Everything else gets a bootstrap over images (Efron, "Bootstrap methods: another look at the
+jackknife", 1979; percentile method): images, not boxes, because the boxes of one image are right or
+wrong together.
 """
 
 import math
@@ -51,6 +54,32 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
     # Rounding must not push the ends past a share of exactly 0 or 1.
     low, high = (center - spread) / scale, (center + spread) / scale
     return Interval(min(max(low, 0.0), share), max(min(high, 1.0), share))
+
+
+def clustered_interval(successes: np.ndarray, trials: np.ndarray) -> Interval | None:
+    """Of a share of trials that come in clusters; ``None`` without trials.
+
+    Args:
+        successes: (clusters,) how many trials of each cluster succeeded.
+        trials: (clusters,) how many it has, at least one.
+
+    Raises:
+        ValueError: as `wilson_interval`.
+    """
+    total = int(np.sum(trials))
+    if not total:
+        return None
+    share = float(np.sum(successes)) / total
+    # All or nothing, and a single cluster, say no more than as many trials as there are clusters.
+    effective = float(len(trials))
+    if 0 < share < 1 and len(trials) > 1:
+        # Kish, "Survey sampling", 1965: variance of a ratio of cluster totals over that of as many
+        # independent trials.
+        off = np.asarray(successes) - share * np.asarray(trials)
+        variance = len(trials) / (len(trials) - 1) * float(off @ off) / total**2
+        independent = share * (1 - share) / (total - 1)
+        effective = total / max(variance / independent, 1.0)
+    return wilson_interval(share * effective, effective)
 
 
 def bootstrap_intervals(

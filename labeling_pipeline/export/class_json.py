@@ -19,7 +19,8 @@ has no ``bbox`` and no ``area``. What a person gave says so: ``"corrected_by": "
 
 Unlike COCO, ``bbox`` is two corners. Coordinates are pixels with two decimals, scores have four. A
 keypoint that is not visible is ``null``; every name of the skeleton is always there. What has no
-score says ``null`` too. Every image of the class is listed, also one without annotations.
+score says ``null`` too. Every image of the class is listed, also one without annotations; one that
+is held out for testing says ``"split": "test"``.
 """
 
 import json
@@ -60,7 +61,8 @@ def build_box_document(
     Args:
         task: goes into the document.
         display_name: of the class.
-        images: every image of the class: ``image_id, image_number, path`` (relative).
+        images: every image of the class: ``image_id, image_number, path`` (relative), and
+            ``is_test`` where some are held out for testing.
         annotations: ``image_id, x0_px, y0_px, x1_px, y1_px, score``, and ``corrected_by`` where
             people gave some. Those of images that are not in ``images`` are left out.
         source: where the paths lead to.
@@ -145,8 +147,9 @@ def write_class_json(path: Path, document: Mapping[str, Any]) -> bool:
 def _images(images: pd.DataFrame, source: ImageSource) -> list[dict[str, Any]]:
     rows = images.drop_duplicates("image_id").sort_values("image_number")
     return [
-        {"id": int(number), "file_name": source.locate(str(path))}
-        for number, path in zip(rows["image_number"], rows["path"], strict=True)
+        {"id": int(row.image_number), "file_name": source.locate(str(row.path))}
+        | ({"split": "test"} if getattr(row, "is_test", False) else {})
+        for row in rows.itertuples()
     ]
 
 

@@ -35,7 +35,8 @@ def evaluate_entries(
     """Entry -> evaluation over every asked label on every accepted image the truth covers.
 
     An image whose asking failed counts as one where nothing was found; a label that was never
-    asked counts nowhere. Empty without ground truth.
+    asked counts nowhere, and an entry none of whose labels the truth knows is left out. Empty
+    without ground truth.
 
     Raises:
         ConfigurationError: the plan names a ground truth that cannot be read.
@@ -60,6 +61,8 @@ def evaluate_entries(
         of_entry = outcomes[outcomes["entry"] == entry.name]
         asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
         asked = asked[["image_id", "label"]].drop_duplicates()
+        if asked.empty:
+            continue
         predicted = annotations[annotations["entry"] == entry.name]
         evaluations[entry.name] = EntryEvaluation(
             boxes=evaluate_detection(predicted, boxes, asked),

@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 
 from labeling_pipeline.asks import model_keys
-from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import agreement_section
 from labeling_pipeline.evaluation.report.coverage import (
@@ -38,8 +37,8 @@ from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.actions import (
     action_figures,
-    stored_action_predictions,
-    why_not_predicted,
+    evaluate_stored_actions,
+    why_not_recognised,
 )
 from labeling_pipeline.reporting.agreement import agreement_report
 from labeling_pipeline.reporting.classes import class_table
@@ -126,8 +125,7 @@ def _sections(
     plan_text: str,
 ) -> tuple[Section, ...]:
     """In the order in which a reader wants them: how good, what to look at, what there is."""
-    predictions = stored_action_predictions(store)
-    actions = evaluate_actions(predictions)
+    actions = evaluate_stored_actions(store, plan)
     files = report_files(store)
     return (
         detection_section(
@@ -142,10 +140,8 @@ def _sections(
             ]
         ),
         actions_section(
-            ActionReport(actions, report_pictures(action_figures(predictions, actions)))
-            if actions.accuracy_all is not None
-            else None,
-            why_not_predicted(actions),
+            [ActionReport(one, report_pictures(action_figures(one))) for one in actions],
+            why_not_recognised(actions),
         ),
         agreement_section(agreement_report(store, plan, source)),
         coverage_section(rows),

@@ -141,12 +141,12 @@ CREATE TABLE corrections (
 
 CREATE TABLE action_predictions (
     image_id VARCHAR NOT NULL,
-    method VARCHAR NOT NULL,
-    model_key VARCHAR NOT NULL,
+    method VARCHAR NOT NULL,            -- keypoints, zero_shot
+    model_key VARCHAR NOT NULL,         -- whose labels it goes by
     true_action VARCHAR NOT NULL,
     predicted_action VARCHAR,           -- NULL: there is no prediction
     probabilities JSON,
-    fold INTEGER,
+    fold INTEGER,                       -- predicted in this turn; NULL: nothing was learned from it
     reason VARCHAR,                     -- why there is no prediction
     PRIMARY KEY (image_id, method, model_key)
 );

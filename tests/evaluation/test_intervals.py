@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from labeling_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_intervals,
+    clustered_interval,
     wilson_interval,
 )
 
@@ -29,6 +30,38 @@ def test_a_share_of_nothing_has_no_interval():
 def test_impossible_counts_are_refused(successes, trials):
     with pytest.raises(ValueError, match="successes"):
         wilson_interval(successes, trials)
+
+
+@pytest.mark.parametrize("right", [0, 3, 19, 20])
+def test_trials_in_clusters_of_one_are_independent(right):
+    successes = np.arange(20) < right
+    found = clustered_interval(successes, np.ones(20))
+    expected = wilson_interval(right, 20)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("right", [0, 7, 30])
+def test_clusters_that_are_right_or_wrong_as_one_count_about_once(right):
+    successes = 4 * (np.arange(30) < right)
+    found = clustered_interval(successes, np.full(30, 4))
+    expected = wilson_interval(right, 30)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_one_cluster_is_one_trial_and_none_has_no_interval():
+    assert clustered_interval(np.array([3]), np.array([5])) == wilson_interval(0.6, 1)
+    assert clustered_interval(np.array([]), np.array([])) is None
+
+
+def test_a_share_of_clustered_trials_lies_in_its_interval_as_often_as_promised():
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(400):
+        sizes = random.integers(1, 6, 60)
+        # Within a cluster shares differ much: a plain interval would hold in about 80 %.
+        shares = random.beta(0.9 * 0.5, 0.1 * 0.5, 60)
+        held += clustered_interval(random.binomial(sizes, shares), sizes).holds(0.9)
+    assert held >= 0.92 * 400
 
 
 def test_the_bootstrap_of_a_mean_is_the_one_of_theory():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from labeling_pipeline.evaluation.abstention import choose_threshold, measure_risk_coverage
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.plots import actions, detection
 from labeling_pipeline.evaluation.plots.frame import png_bytes
@@ -19,7 +20,9 @@ def predictions(classes, per_class=6, missing=True):
         for i in range(per_class):
             predicted = None if missing and i == 0 else names[rng.integers(classes)]
             rows.append((name, predicted, np.nan if predicted is None else rng.uniform()))
-    return pd.DataFrame(rows, columns=["true_action", "predicted_action", "top_probability"])
+    made = pd.DataFrame(rows, columns=["true_action", "predicted_action", "top_probability"])
+    made["probabilities"] = [{name: top} if name else None for _, name, top in rows]
+    return made
 
 
 def per_label(n):
@@ -36,11 +39,13 @@ def per_label(n):
 
 def figures(classes):
     made = predictions(classes) if classes else predictions(1).iloc[:0]
-    evaluation = evaluate_actions(made)
+    scores = evaluate_actions(made).scores
     matches = pd.DataFrame({"score": made["top_probability"], "correct": made.index % 2 == 0})
     return {
-        "confusion matrix": actions.confusion_matrix(evaluation.confusion),
-        "class scores": actions.class_scores(evaluation.per_class),
+        "confusion matrix": actions.confusion_matrix(scores.confusion),
+        "class scores": actions.class_scores(scores.per_class),
+        "reliability": actions.reliability(scores.reliability),
+        "risk and coverage": actions.risk_coverage(scores.risk, scores.abstain),
         "top probabilities": actions.top_probabilities(made),
         "true versus predicted": actions.true_versus_predicted(made),
         "detection labels": detection.detection_labels(per_label(classes)),
@@ -102,7 +107,22 @@ def test_a_score_that_does_not_exist_is_a_dash_and_no_bar():
     assert [patch.get_width() for patch in axes.patches] == [0, 0.5, 1]
 
 
+def test_what_withholding_gains_is_drawn_with_the_threshold_that_was_chosen():
+    confidences, right = np.array([0.9, 0.8, 0.6]), np.array([True, True, False])
+    risk = measure_risk_coverage(confidences, right, total=4)
+    chosen = choose_threshold(confidences, right, np.arange(3), 0.9)
+    (axes,) = actions.risk_coverage(risk, chosen).axes
+    curve, target, threshold = axes.lines
+    np.testing.assert_allclose(curve.get_xydata(), [(0.25, 0), (0.5, 0), (0.75, 1 / 3)])
+    assert target.get_ydata()[0] == pytest.approx(0.1)
+    assert (threshold.get_xdata()[0], threshold.get_ydata()[0]) == (0.5, 0)
+    assert "abstain below 0.80: keeps 50%" in threshold.get_label()
+    without = choose_threshold(confidences, ~right, np.arange(3), 0.9)
+    (axes,) = actions.risk_coverage(measure_risk_coverage(confidences, ~right), without).axes
+    assert len(axes.lines) == 2
+
+
 def test_pyplot_is_never_imported():
     already = "matplotlib.pyplot" in sys.modules
-    png_bytes(actions.class_scores(per_label(1).rename(columns={"label": "action"})))
+    png_bytes(actions.class_scores(per_label(1).rename(columns={"label": "class"})))
     assert ("matplotlib.pyplot" in sys.modules) == already

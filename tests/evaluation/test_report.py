@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from labeling_pipeline.evaluation.actions import evaluate_actions
+from labeling_pipeline.evaluation.actions import Recognition, evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
 from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
 from labeling_pipeline.evaluation.intervals import Interval
@@ -41,7 +41,7 @@ from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 NOTHING = (
     detection_section(()),
-    actions_section(None),
+    actions_section(()),
     agreement_section(None),
     coverage_section(()),
     examples_section(()),
@@ -71,9 +71,8 @@ def full():
         pd.DataFrame(columns=["image_id", "instance", *BOX, "name", "x_px", "y_px", "visibility"]),
         pd.DataFrame({"image_id": ["a"]}),
     )
-    actions = evaluate_actions(
-        pd.DataFrame({"true_action": ["run", "sit"], "predicted_action": ["run", None]})
-    )
+    predictions = pd.DataFrame({"true_action": ["run", "sit"], "predicted_action": ["run", None]})
+    actions = evaluate_actions(predictions)
     agreement = compare_entries(
         pd.DataFrame(
             [
@@ -88,7 +87,12 @@ def full():
     )
     return page_of(
         detection_section((EntryDetection("objects", boxes, keypoints, (picture(),)),)),
-        actions_section(ActionReport(actions, (picture(width=1200),))),
+        actions_section(
+            [
+                ActionReport(Recognition(*part, predictions, actions), (picture(width=1200),))
+                for part in (("keypoints", False), ("zero_shot", False), ("zero_shot", True))
+            ]
+        ),
         agreement_section(AgreementReport(agreement, (picture("JPEG"),))),
         coverage_section(
             (
@@ -160,7 +164,7 @@ def test_sections_without_content_are_left_out_with_a_sentence():
 
 
 def test_the_sentence_can_be_replaced_by_a_better_one():
-    html = render_report(page_of(actions_section(None, "nobody was found (3 images)")))
+    html = render_report(page_of(actions_section((), "nobody was found (3 images)")))
     assert "Action recognition: nobody was found (3 images)." in html
     assert "there are no action predictions" not in html
 
@@ -193,7 +197,27 @@ def test_the_headlines_add_up():
     assert values["F1 of objects"] == ("1.000", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
     assert values["Agreement of models"] == ("0.000", "1 image compared")
-    assert values["Action accuracy"] == ("50.0%", "100.0% where predicted")
+    for name in ("Keypoint action accuracy", "Zero-shot test accuracy"):
+        assert values[name] == ("50.0%", "2 images, 1 not predicted")
+
+
+def test_methods_are_compared_before_each_is_shown_with_what_it_cannot_say():
+    never = pd.DataFrame(
+        {"true_action": ["run"], "predicted_action": [None], "reason": "too few images"}
+    )
+    reports = [
+        *(r for s in full().sections if s.anchor == "actions" for r in s.content),
+        ActionReport(Recognition("keypoints", True, never, evaluate_actions(never))),
+    ]
+    html = render_report(page_of(actions_section(reports)))
+    titles = ["Keypoints", "Zero-shot", "Zero-shot, test folder", "Keypoints, test folder"]
+    assert re.findall(r"<h3>(.*)</h3>", html) == titles
+    assert html.index("<table>") < html.index("<h3>")
+    assert "Without a prediction, and so wrong: 1 (no person)." in html
+    assert "Not judged: 1 (too few images)." in html
+    assert Page(html).open == []
+    only = render_report(page_of(actions_section(reports[-1:], "keypoints: too few images")))
+    assert "Action recognition: keypoints: too few images." in only
 
 
 def test_many_rejected_files_of_one_reason_are_cut_and_counted():

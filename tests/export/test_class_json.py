@@ -140,6 +140,15 @@ def test_the_order_of_the_rows_changes_nothing(seed):
     assert build(IMAGES, found) == build(IMAGES.sample(frac=1, random_state=seed), shuffled)
 
 
+def test_an_image_that_is_held_out_for_testing_says_so():
+    images = IMAGES.assign(is_test=IMAGES["image_id"] == "bb")
+    document = build_box_document("detection", "Sitting", images, annotations(), SOURCE)
+    assert {image["id"]: image.get("split") for image in document["images"]} == {
+        number: "test" if image_id == "bb" else None
+        for image_id, number in zip(IMAGES["image_id"], IMAGES["image_number"], strict=True)
+    }
+
+
 def test_annotations_of_other_images_are_left_out():
     document = build_box_document(
         "detection", "Sitting", IMAGES, annotations(("zz", "x", 0, 0, 1, 1, 0.5, ())), SOURCE

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from labeling_pipeline.evaluation.actions import NO_PERSON, NOT_PREDICTED
+from labeling_pipeline.evaluation.abstention import AbstainThreshold, RiskCoverage
 from labeling_pipeline.evaluation.plots.frame import (
     BLUE,
     GRID,
@@ -14,22 +14,30 @@ from labeling_pipeline.evaluation.plots.frame import (
     VERMILION,
     add_note,
     label_axes,
+    legend_above,
     name_ticks,
     new_figure,
     nothing_to_show,
     with_fonts,
 )
-from labeling_pipeline.evaluation.plots.shapes import right_and_wrong, score_bars
+from labeling_pipeline.evaluation.plots.shapes import (
+    reliability_diagram,
+    right_and_wrong,
+    score_bars,
+)
+from labeling_pipeline.evaluation.reliability import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_NOT_PREDICTED = "not predicted"
+
 
 def confusion_matrix(confusion: pd.DataFrame) -> "Figure":
-    """Draw counts with the share of their row: ``ActionEvaluation.confusion``.
+    """Draw counts with the share of their row: ``Classification.confusion``.
 
     Args:
-        confusion: (n, m) counts; index true, columns predicted, perhaps more columns than rows.
+        confusion: (n, m) counts; index true, columns predicted, then of those without a prediction.
     """
     n, m = confusion.shape
     if not n:
@@ -54,9 +62,8 @@ def confusion_matrix(confusion: pd.DataFrame) -> "Figure":
             linespacing=1.05,
         )
     columns = [str(column) for column in confusion.columns]
-    extra = [i for i, column in enumerate(columns) if column in (NO_PERSON, NOT_PREDICTED)]
-    if extra:
-        axes.axvline(min(extra) - 0.5, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)))
+    if m > n:
+        axes.axvline(n - 0.5, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)))
     name_ticks(axes, "x", columns, size)
     name_ticks(axes, "y", [str(name) for name in confusion.index], size)
     axes.set_xticks(np.arange(m + 1) - 0.5, minor=True)
@@ -70,15 +77,15 @@ def confusion_matrix(confusion: pd.DataFrame) -> "Figure":
 
 
 def class_scores(per_class: pd.DataFrame) -> "Figure":
-    """Draw precision, recall and F1 of every action: ``ActionEvaluation.per_class``."""
-    return score_bars(per_class, "action", "Scores by action", "images")
+    """Draw precision, recall and F1 of every action: ``Classification.per_class``."""
+    return score_bars(per_class, "class", "Scores by action", "images")
 
 
 def top_probabilities(predictions: pd.DataFrame) -> "Figure":
     """Draw how sure the classifier was, right and wrong predictions apart.
 
     Args:
-        predictions: as `labeling_pipeline.evaluation.actions.predict_actions` returns them.
+        predictions: ``PREDICTION_COLUMNS`` of `labeling_pipeline.evaluation.actions`.
     """
     made = predictions[predictions["predicted_action"].notna()]
     right = made["true_action"].astype(str) == made["predicted_action"].astype(str)
@@ -95,7 +102,7 @@ def true_versus_predicted(predictions: pd.DataFrame) -> "Figure":
     """Draw every image as a point, jittered within its cell of true x predicted action.
 
     Args:
-        predictions: as `labeling_pipeline.evaluation.actions.predict_actions` returns them; images
+        predictions: ``PREDICTION_COLUMNS`` of `labeling_pipeline.evaluation.actions`; images
             without a prediction are drawn in a column of their own.
     """
     title = "True and predicted action of every image"
@@ -106,7 +113,7 @@ def true_versus_predicted(predictions: pd.DataFrame) -> "Figure":
     missing = known["predicted_action"].isna().to_numpy()
     predicted = known["predicted_action"].astype(object).to_numpy()
     actions = sorted({*true, *(str(p) for p in predicted[~missing])})
-    columns = [*actions, NOT_PREDICTED] if missing.any() else actions
+    columns = [*actions, _NOT_PREDICTED] if missing.any() else actions
     codes = {action: i for i, action in enumerate(actions)}
     rows = np.array([codes[action] for action in true], dtype=float)
     cells = np.array(
@@ -122,7 +129,7 @@ def true_versus_predicted(predictions: pd.DataFrame) -> "Figure":
     for kind, which, color, marker in (
         ("right", ~missing & (rows == cells), BLUE, "o"),
         ("wrong", ~missing & (rows != cells), VERMILION, "X"),
-        (NOT_PREDICTED, missing, MUTED, "s"),
+        (_NOT_PREDICTED, missing, MUTED, "s"),
     ):
         if which.any():
             axes.scatter(
@@ -156,4 +163,59 @@ def true_versus_predicted(predictions: pd.DataFrame) -> "Figure":
         labelcolor=INK,
     )
     add_note(axes, "paler: less sure")
+    return with_fonts(figure)
+
+
+def reliability(measured: Reliability) -> "Figure":
+    """Draw how often predictions of each probability were right: ``Classification.reliability``."""
+    return reliability_diagram(measured, "Whether probabilities mean what they say", "images")
+
+
+def risk_coverage(risk: RiskCoverage, abstain: AbstainThreshold) -> "Figure":
+    """Draw how much is wrong of what each threshold keeps, and the threshold that was chosen.
+
+    Args:
+        risk: ``Classification.risk``.
+        abstain: ``Classification.abstain``.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    title = "What withholding unsure predictions gains"
+    curve = risk.curve
+    if curve.empty:
+        return nothing_to_show(title)
+    figure, axes = new_figure(6.4, 3.8)
+    axes.plot(
+        *(curve["coverage"], curve["risk"]),
+        color=BLUE,
+        linewidth=1.8,
+        # A curve of few points is hardly a line.
+        marker="o" if len(curve) < 10 else None,
+        markersize=4,
+        label=f"measured, area {risk.aurc:.3f}",
+    )
+    allowed = 1 - abstain.target
+    axes.axhline(
+        allowed, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"target {allowed:.0%}"
+    )
+    if abstain.value is not None:
+        (chosen,) = curve[curve["threshold"] == abstain.value].to_dict("records")
+        axes.plot(
+            *(chosen["coverage"], chosen["risk"]),
+            "D",
+            color=VERMILION,
+            markersize=7,
+            label=f"abstain below {abstain.value:.2f}: keeps {chosen['coverage']:.0%}",
+        )
+    top = max(float(curve["risk"].max()), allowed) * 1.1 + 0.01
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(-0.05 * top, top)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    label_axes(axes, title, "share of all images that is kept, surest first", "share of it wrong")
+    legend_above(axes, 3)
     return with_fonts(figure)

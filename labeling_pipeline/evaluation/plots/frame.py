@@ -84,6 +84,21 @@ def label_axes(axes: "Axes", title: str, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label, fontsize=9.5, color=INK)
 
 
+def legend_above(axes: "Axes", columns: int) -> None:
+    """What the colours mean, in a line between the title and the axes."""
+    axes.legend(
+        *axes.get_legend_handles_labels(),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        borderaxespad=0.2,
+        handlelength=1.4,
+    )
+
+
 def add_note(axes: "Axes", text: str) -> None:
     """A small line under the title."""
     axes.annotate(

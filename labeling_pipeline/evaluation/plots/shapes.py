@@ -16,6 +16,7 @@ from labeling_pipeline.evaluation.plots.frame import (
     ORANGE,
     VERMILION,
     add_note,
+    legend_above,
     new_figure,
     nothing_to_show,
     shortened,
@@ -74,17 +75,7 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
-    axes.legend(
-        *axes.get_legend_handles_labels(),
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        borderaxespad=0.2,
-        handlelength=1.4,
-    )
+    legend_above(axes, 3)
     axes.set_xlabel(f"in brackets: {unit}; –: does not exist", fontsize=8, color=MUTED)
     return with_fonts(figure)
 
@@ -143,7 +134,7 @@ def reliability_diagram(measured: Reliability, title: str, unit: str) -> "Figure
         part.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)
     add_note(axes, f"expected calibration error {measured.ece:.3f} over {measured.count:,} {unit}")
-    axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=INK)
+    axes.legend(loc="best", frameon=False, fontsize=8.5, labelcolor=INK)
     return with_fonts(figure)
 
 
@@ -189,17 +180,7 @@ def right_and_wrong(
     axes.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=MUTED)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
-    axes.legend(
-        *axes.get_legend_handles_labels(),
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=2,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        borderaxespad=0.2,
-        handlelength=1.4,
-    )
+    legend_above(axes, 2)
     without = int((~known).sum())
     suffix = f" ({without} {unit} without one not shown)" if without else ""
     axes.set_xlabel(x_label + suffix, fontsize=9, color=INK)
