@@ -46,7 +46,7 @@ OBJECTS = json.dumps(dict(zip(POSTURES, ("person", *SHAPES), strict=True)))
 PLAN = f"""
 model: tiny-rex-omni
 ground_truth: ../truth.json
-actions: {{entry: posture}}
+actions: {{entry: posture, zero_shot: action}}
 entries:
   - {{name: posture, task: keypoint, ask: {{"*": person}}}}
   - {{name: action, task: detection, ask: {json.dumps(POSTURE_LABELS)}}}
