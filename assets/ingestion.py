@@ -52,7 +52,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         source = image_source.open()
         annotation_store.at().claim(source)
         store = annotation_store.open()
-        in_flight = classes_in_flight(context.instance, but=context.run_id)
+        in_flight = classes_in_flight(context.instance)
         summary = update_inventory(store, source, plan.class_names, plan.source, in_flight)
         classes = class_names(store)
         changes = partition_changes(registered_classes(context.instance), list(classes), in_flight)

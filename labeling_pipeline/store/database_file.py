@@ -131,8 +131,8 @@ class DatabaseFile:
             )
         if _NEWER in str(error):
             return StoreVersionError(
-                f"{self.path} was written by a later release of DuckDB than the {duckdb.__version__} "
-                "that is installed here, and nothing is wrong with it: update the package duckdb"
+                f"{self.path} was written by a later release of DuckDB than {duckdb.__version__}, "
+                "which is installed here. Nothing is wrong with it: update the package duckdb"
             )
         return StoreError(
             f"{self.path} could not be read or written: {error}. If the file is damaged: "

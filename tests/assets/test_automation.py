@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from PIL import Image
 
 from assets.partitions import (
@@ -223,6 +224,24 @@ def test_the_ingestion_asset_retires_by_the_same_rule(pipeline: Pipeline):
     assert set(registered_classes(pipeline.instance)) == {"cat", "dog", "eel"}
 
 
+def test_a_run_that_ingests_and_labels_keeps_the_class_that_it_labels(pipeline: Pipeline):
+    definitions = pipeline.definitions()
+    pipeline.label_all(definitions)
+    (pipeline.images / "ant").rename(pipeline.folder / "ant")
+    everything = definitions.resolve_implicit_global_asset_job_def()
+    names = ("raw_images", "clean_images", "object_annotations", "visualizations", "class_exports")
+    result = everything.execute_in_process(
+        instance=pipeline.instance,
+        tags={"dagster/partition": "ant"},
+        asset_selection=[dg.AssetKey(name) for name in names],
+        raise_on_error=False,
+    )
+    assert result.success
+    assert "ant" in registered_classes(pipeline.instance)
+    pipeline.tick(definitions)
+    assert registered_classes(pipeline.instance) == ["cat", "dog"]
+
+
 # The schedule
 
 
@@ -350,3 +369,25 @@ def test_a_run_in_flight_says_which_classes_it_works_on(
     with in_flight(pipeline, definitions, tags):
         assert classes_in_flight(pipeline.instance) == expected
     assert classes_in_flight(pipeline.instance) == set()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [("REQUESTED", {"ant", "cat"}), ("CANCELING", {"ant", "cat"}), ("COMPLETED_SUCCESS", set())],
+)
+def test_a_backfill_in_progress_may_work_on_any_class(
+    pipeline: Pipeline, status: str, expected: set[str]
+):
+    pipeline.instance.add_dynamic_partitions(str(CLASSES.name), ["ant", "cat"])
+    pipeline.instance.add_backfill(
+        PartitionBackfill(
+            backfill_id="one",
+            status=BulkActionStatus[status],
+            from_failure=False,
+            tags={},
+            backfill_timestamp=0.0,
+            asset_selection=[dg.AssetKey("object_annotations")],
+            partition_names=["cat"],
+        )
+    )
+    assert classes_in_flight(pipeline.instance) == expected
