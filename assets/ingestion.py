@@ -15,7 +15,7 @@ from assets.partitions import (
     partition_changes,
     registered_classes,
 )
-from assets.progress import reporter
+from assets.progress import Reporter
 from labeling_pipeline.asks import class_names
 from labeling_pipeline.cleaning import clean, clusters_sheet, rejects_sheet
 from labeling_pipeline.images.sources import ImageSource
@@ -93,7 +93,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         image_source: ImageSourceResource,
     ) -> None:
         store, source = annotation_store.open(), image_source.open()
-        summary = clean(store, source, plan.cleaning, reporter(context, "clean_images"))
+        summary = clean(store, source, plan.cleaning, Reporter(context).of("clean_images"))
         context.add_output_metadata(
             {
                 "accepted": summary.files.statuses.get("accepted", 0),
