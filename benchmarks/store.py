@@ -138,7 +138,7 @@ def _insert_bare(folder: Path, batches: list[pa.Table]) -> None:
 
 
 def _append(folder: Path, batches: list[pa.Table]) -> None:
-    """What the labeling loop does: lock, open, leave out what is there already, close."""
+    """What a writer does that may repeat itself: lock, open, leave out what is there, close."""
     store = AnnotationStore(folder / "ours.duckdb")
     for batch in batches:
         with store.transaction() as tx:
