@@ -32,6 +32,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
     Raises:
         ConfigurationError: a model that the plan names does not exist, cannot do its task, or does
             not go with the settings.
+        PlanError: a time that the plan gives cannot be.
     """
     effective = plan.with_model(environment.model, **environment.settings)
     effective.check_models()

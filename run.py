@@ -7,6 +7,7 @@ if a class failed; what failed and the command that re-runs it stand in the summ
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -49,11 +50,13 @@ console = Console()
 class Ran:
     """What the runs of one call came to.
 
-    failures: asset -> class (or "") -> reason. warnings: (asset, check) -> what it found.
+    failures: asset -> class (or "") -> reason. unlisted: asset -> failed classes that are not among
+    them, for there were many. warnings: (asset, check) -> what it found.
     """
 
     run_ids: list[str] = field(default_factory=list)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    unlisted: Counter[str] = field(default_factory=Counter)
     warnings: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
@@ -198,7 +201,9 @@ def _note_failures(ran: Ran, result: dg.ExecuteInProcessResult) -> None:
             raise KeyboardInterrupt
         reasons: dict[str, str] = {}
         if data.user_failure_data and "failed" in data.user_failure_data.metadata:
-            reasons = dict(data.user_failure_data.metadata["failed"].value)  # type: ignore[arg-type]
+            told = data.user_failure_data.metadata
+            reasons = dict(told["failed"].value)  # type: ignore[arg-type]
+            ran.unlisted[asset] += int(told["classes_failed"].value) - len(reasons)  # type: ignore[arg-type]
         elif data.error:
             cause = data.error.cause or data.error
             reasons = {"": cause.message.strip()}
@@ -333,9 +338,12 @@ def _print_failures(ran: Ran, images: str, plan_file: Path) -> None:
             console.print(f"  {reason}", markup=False, highlight=False)
             if class_slug:
                 classes[class_slug] = None
+        if more := ran.unlisted[asset]:
+            console.print(f"  and {more} classes more", highlight=False)
     if ran.failures:
         arguments = [images, "--plan", str(plan_file)]
-        for class_slug in classes:
+        # All classes, where not each that failed is known: what stands costs nothing.
+        for class_slug in () if ran.unlisted.total() else classes:
             arguments += ["--class", class_slug]
         console.print(
             f"Mend the cause, then: python run.py {shlex.join(arguments)}",

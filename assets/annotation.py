@@ -6,7 +6,7 @@ from assets.classes import Metadata, each_class
 from assets.ingestion import CLEAN_IMAGES
 from assets.metadata import class_metadata
 from assets.partitions import CLASSES
-from assets.progress import reporter
+from assets.progress import Reporter
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.models.registry import find_card
 from labeling_pipeline.plan import Entry, Plan
@@ -48,6 +48,8 @@ def build_annotation_asset(plan: Plan, entry: Entry) -> dg.AssetsDefinition:
         image_source: ImageSourceResource,
         vision_model: VisionModelResource,
     ) -> None:
+        report = Reporter(context)
+
         def label(class_slug: str) -> Metadata:
             summary = label_class(
                 annotation_store.open(),
@@ -57,7 +59,7 @@ def build_annotation_asset(plan: Plan, entry: Entry) -> dg.AssetsDefinition:
                 image_source.open(),
                 context.run_id,
                 force=config.force,
-                progress=reporter(context, f"{entry.asset}[{class_slug}]"),
+                progress=report.of(f"{entry.asset}[{class_slug}]"),
             )
             return class_metadata(summary)
 

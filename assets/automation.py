@@ -26,6 +26,7 @@ from assets.partitions import (
     registered_classes,
 )
 from labeling_pipeline.asks import class_names, due_work
+from labeling_pipeline.errors import PlanError
 from labeling_pipeline.inventory import InventorySummary, update_inventory
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -40,7 +41,11 @@ OUTPUTS = ("visualizations", "class_exports")
 
 
 def build_automation(plan: Plan) -> dg.Definitions:
-    """Jobs, sensors and the schedule of one plan."""
+    """Jobs, sensors and schedules of one plan.
+
+    Raises:
+        PlanError: a time that the plan gives cannot be.
+    """
     entries = [entry.asset for entry in plan.entries]
     ingest_images = dg.define_asset_job(
         "ingest_images",
@@ -74,19 +79,31 @@ def build_automation(plan: Plan) -> dg.Definitions:
             ),
             _checks_after_failure(check_labels),
         ],
-        schedules=[
+        schedules=_schedules(plan, check_labels),
+    )
+
+
+def _schedules(plan: Plan, check_labels: Any) -> list[dg.ScheduleDefinition]:
+    automation = plan.automation
+    try:
+        return [
             _due_labels(plan),
             dg.ScheduleDefinition(
                 name="standing_checks",
                 job=check_labels,
-                cron_schedule=plan.automation.check,
-                execution_timezone=plan.automation.time_zone,
+                cron_schedule=automation.check,
+                execution_timezone=automation.time_zone,
                 description=(
                     "Checks what stands: a run that failed has skipped the checks of its assets."
                 ),
             ),
-        ],
-    )
+        ]
+    except dg.DagsterInvalidDefinitionError as error:
+        raise PlanError(
+            f"{plan.file}: automation: expected cron expressions, as '0 3 * * *', and the IANA "
+            f"name of a time zone, got relabel {automation.relabel!r}, check {automation.check!r}, "
+            f"time_zone {automation.time_zone!r}: {error}"
+        ) from error
 
 
 def _checks_after_failure(check_labels: Any) -> dg.SensorDefinition:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import dagster as dg
 
-Metadata = dict[str, dg.MetadataValue]
+from assets.metadata import MAX_ROWS, cut, fitting
 
-_MAX_LISTED = 20
+Metadata = dict[str, dg.MetadataValue]
 
 
 def each_class(context: dg.AssetExecutionContext, work: Callable[[str], Metadata]) -> None:
@@ -35,14 +35,23 @@ def each_class(context: dg.AssetExecutionContext, work: Callable[[str], Metadata
         context.log_event(
             dg.AssetMaterialization(context.asset_key, partition=class_slug, metadata=metadata)
         )
-    listed = dict(list(failed.items())[:_MAX_LISTED])
-    reasons = "\n".join(f"- {name}: {reason}" for name, reason in listed.items())
+    first = [(name, cut(reason)) for name, reason in list(failed.items())[:MAX_ROWS]]
+    listed = dict(first[: fitting([len(name) + len(reason) for name, reason in first])])
+    lines = [f"- {name}: {reason}" for name, reason in listed.items()]
+    if len(listed) < len(failed):
+        lines.append(f"- and {len(failed) - len(listed)} more")
     raise dg.Failure(
-        description=(
-            f"{context.asset_key.to_user_string()}: {len(failed)} of {len(failed) + len(done)} "
-            f"classes failed.\n{reasons}\n"
-            "Mend the cause, then re-run the failed partitions: only what is missing is done."
+        description="\n".join(
+            [
+                f"{context.asset_key.to_user_string()}: {len(failed)} of "
+                f"{len(failed) + len(done)} classes failed.",
+                *lines,
+                "Mend the cause, then re-run the failed partitions: only what is missing is done.",
+            ]
         ),
-        metadata={"failed": dg.MetadataValue.json(listed)},
+        metadata={
+            "failed": dg.MetadataValue.json(listed),
+            "classes_failed": dg.MetadataValue.int(len(failed)),
+        },
         allow_retries=False,
     )

@@ -15,7 +15,7 @@ from assets.partitions import (
     partition_changes,
     registered_classes,
 )
-from assets.progress import reporter
+from assets.progress import Reporter
 from labeling_pipeline.asks import class_names
 from labeling_pipeline.cleaning import clean, clusters_sheet, rejects_sheet
 from labeling_pipeline.images.sources import ImageSource
@@ -52,7 +52,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         source = image_source.open()
         annotation_store.at().claim(source)
         store = annotation_store.open()
-        in_flight = classes_in_flight(context.instance, but=context.run_id)
+        in_flight = classes_in_flight(context.instance)
         summary = update_inventory(
             store, source, plan.class_names, plan.source, in_flight, plan.actions.test_folder
         )
@@ -95,7 +95,7 @@ def build_ingestion_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         image_source: ImageSourceResource,
     ) -> None:
         store, source = annotation_store.open(), image_source.open()
-        summary = clean(store, source, plan.cleaning, reporter(context, "clean_images"))
+        summary = clean(store, source, plan.cleaning, Reporter(context).of("clean_images"))
         context.add_output_metadata(
             {
                 "accepted": summary.files.statuses.get("accepted", 0),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,11 @@ from labeling_pipeline.labeling import ClassSummary
 from labeling_pipeline.store.ledger import MAX_ATTEMPTS
 
 MAX_ROWS = 20
+MAX_CHARACTERS = 4000
+"""So much of one value the UI shows well."""
+
+_LONGEST = 600
+"""Characters of one cell or sentence."""
 
 
 def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
@@ -55,24 +61,36 @@ def class_metadata(summary: ClassSummary) -> dict[str, dg.MetadataValue]:
             f"{MAX_ATTEMPTS} failed attempts; `force: true` in the run config asks again",
         )
     if notes:
-        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in notes))
+        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {cut(note)}" for note in notes))
     return metadata
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
-    """At most 20 rows as a table; how many were left out stands in the last one."""
+    """The first rows as a table, within the limits of what the UI shows well; how many were left
+    out stands in the last one."""
     if not rows:
         return dg.MetadataValue.text("none")
-    shown = [
-        dg.TableRecord({k: v if isinstance(v, int | float) else str(v) for k, v in row.items()})
+    shown: list[dict[str, Any]] = [
+        {k: v if isinstance(v, int | float) else cut(str(v)) for k, v in row.items()}
         for row in rows[:MAX_ROWS]
     ]
-    if len(rows) <= MAX_ROWS:
-        return dg.MetadataValue.table(shown)
-    first = next(iter(rows[0]))
-    left_out = dict.fromkeys(rows[0], "") | {first: f"and {len(rows) - MAX_ROWS} more"}
-    texts = [dg.TableRecord({k: str(v) for k, v in row.data.items()}) for row in shown]
-    return dg.MetadataValue.table([*texts, dg.TableRecord(left_out)])
+    shown = shown[: fitting([sum(len(str(v)) for v in row.values()) for row in shown])]
+    if len(shown) < len(rows):
+        shown = [{k: str(v) for k, v in row.items()} for row in shown[: MAX_ROWS - 1]]
+        more = f"and {len(rows) - len(shown)} more"
+        shown.append(dict.fromkeys(rows[0], "") | {next(iter(rows[0])): more})
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in shown])
+
+
+def fitting(lengths: Sequence[int]) -> int:
+    """How many of the first texts of these lengths have room in one value; one at least."""
+    ends = itertools.accumulate(lengths)
+    return max(1, sum(end <= MAX_CHARACTERS for end in ends))
+
+
+def cut(text: str) -> str:
+    """A text, or its beginning if it is too long for one cell."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def png(data: bytes) -> dg.MetadataValue:

@@ -5,7 +5,7 @@ import dagster as dg
 from assets.classes import Metadata, each_class
 from assets.metadata import picture, table
 from assets.partitions import CLASSES
-from assets.progress import reporter
+from assets.progress import Reporter
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.results import draw_class, export_class
 from resources.annotation_store import AnnotationStoreResource
@@ -31,6 +31,8 @@ def build_output_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         image_source: ImageSourceResource,
         vision_model: VisionModelResource,
     ) -> None:
+        report = Reporter(context)
+
         def draw(class_slug: str) -> Metadata:
             summary = draw_class(
                 annotation_store.open(),
@@ -38,7 +40,7 @@ def build_output_assets(plan: Plan) -> list[dg.AssetsDefinition]:
                 class_slug,
                 image_source.open(),
                 annotation_store.at().results,
-                progress=reporter(context, f"visualizations[{class_slug}]"),
+                progress=report.of(f"visualizations[{class_slug}]"),
             )
             metadata: Metadata = {
                 "folder": dg.MetadataValue.path(summary.folder.resolve()),

@@ -56,18 +56,13 @@ def registered_classes(instance: dg.DagsterInstance) -> list[str]:
     return list(instance.get_dynamic_partitions(str(CLASSES.name)))
 
 
-def classes_in_flight(instance: dg.DagsterInstance, but: str | None = None) -> set[str]:
-    """Classes that a run works on or will. A backfill in progress may ask for any of them.
-
-    but: a run that does not count.
-    """
+def classes_in_flight(instance: dg.DagsterInstance) -> set[str]:
+    """Classes that a run works on or will. A backfill in progress may ask for any of them."""
     registered = registered_classes(instance)
     recent = instance.get_backfills(limit=_RECENT_BACKFILLS)
     busy = any(backfill.status.value in _BACKFILL_IN_PROGRESS for backfill in recent)
     classes = set(registered) if busy else set()
     for run in instance.get_runs(dg.RunsFilter(statuses=_IN_FLIGHT)):
-        if run.run_id == but:
-            continue
         if key := run.tags.get(_PARTITION):
             classes.add(key)
         start, end = run.tags.get(_RANGE_START), run.tags.get(_RANGE_END)

@@ -14,17 +14,22 @@ LISTENERS: list[Listener] = []
 _LOG_EVERY_S = 5.0
 
 
-def reporter(context: dg.AssetExecutionContext, what: str) -> Callable[[int, int], None]:
-    """A progress callback for library code; ``what`` names the work."""
-    last = time.monotonic()
+class Reporter:
+    """Progress of one step, which may work on many things one after the other."""
 
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        for listener in LISTENERS:
-            listener(what, done, total)
-        now = time.monotonic()
-        if now - last >= _LOG_EVERY_S:
-            last = now
-            context.log.info(f"{what}: {done} of {total}")
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._log = context.log
+        self._last = time.monotonic()
 
-    return report
+    def of(self, what: str) -> Callable[[int, int], None]:
+        """A progress callback for library code; ``what`` names the work."""
+
+        def report(done: int, total: int) -> None:
+            for listener in LISTENERS:
+                listener(what, done, total)
+            now = time.monotonic()
+            if now - self._last >= _LOG_EVERY_S:
+                self._last = now
+                self._log.info(f"{what}: {done} of {total}")
+
+        return report

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.metadata import table
-from assets.progress import reporter
+from assets.progress import Reporter
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.rederivation import NOTHING_LEFT, rederive
 from resources.annotation_store import AnnotationStoreResource
@@ -32,7 +32,7 @@ def build_rederivation_asset(plan: Plan) -> dg.AssetsDefinition:
             annotation_store.open(),
             vision_model.applied_to(plan),
             context.run_id,
-            progress=reporter(context, "rederived_annotations"),
+            progress=Reporter(context).of("rederived_annotations"),
         )
         metadata: dict[str, dg.MetadataValue] = {
             "answers_read": dg.MetadataValue.int(summary.read),

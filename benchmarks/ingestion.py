@@ -10,20 +10,19 @@ Near duplicates: injected records, half of them copies of others, and crowds tha
 
 import importlib.util
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.alone import alone
 from labeling_pipeline.cleaning import clean
 from labeling_pipeline.images.duplicates import represent
 from labeling_pipeline.images.hashing import THUMBNAIL_SIZE
@@ -75,7 +74,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
         yield "cleanvision", "not installed: pip install cleanvision", ""
     per_record = None
     for records in RECORDS:
-        seconds, peak_mib = _alone(_find_copies, records)
+        seconds, peak_mib = alone(_find_copies, records)
         per_record = per_record or seconds / records
         yield (
             f"near duplicates among {records:,} records, half of them copies",
@@ -83,7 +82,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
             f"{seconds / records / per_record:.2f} per record",
         )
     for what, spread in (("alike", 0), ("unlike each other", 120)):
-        seconds, peak_mib = _alone(_find_in_crowd, spread)
+        seconds, peak_mib = alone(_find_in_crowd, spread)
         yield (
             f"{CROWD:,} pictures of one hash, {what}",
             f"{seconds:.1f} s, peak {peak_mib:.0f} MiB",
@@ -172,17 +171,6 @@ def _search(hashes: np.ndarray, thumbnails: np.ndarray, kept: int) -> float:
     seconds = time.perf_counter() - started
     assert len(np.unique(found)) == kept
     return seconds
-
-
-def _alone(work: Callable[..., float], *args: Any) -> tuple[float, float]:
-    """Seconds that the work says, and the peak memory in MiB of a process that did only that."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_with_peak, work, *args).result()
-
-
-def _with_peak(work: Callable[..., float], *args: Any) -> tuple[float, float]:
-    seconds = work(*args)
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _seconds(work: Callable[..., object], *args: Any) -> float:

@@ -5,20 +5,17 @@ the imports take and, for injected records, the listing itself.
 """
 
 import os
-import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.alone import alone
 from labeling_pipeline.images.sources import LISTING, FolderSource
 from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -33,17 +30,17 @@ def measure() -> Iterator[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         root, home = Path(folder) / "images", Path(folder) / "home"
         _write_tree(root)
-        bare, _ = _alone(_bare_walk, root)
+        bare, _ = alone(_bare_walk, root)
         yield f"bare walk and stat of {FILES:,} files", f"{bare:.2f} s", "1.00"
         for what in ("first scan", "unchanged re-scan"):
-            seconds, peak = _alone(_scan, root, home)
+            seconds, peak = alone(_scan, root, home)
             yield f"{what} of {FILES:,} files", _told(seconds, peak), f"{seconds / bare:.2f}"
     per_row = None
     for records in RECORDS:
         with tempfile.TemporaryDirectory() as folder:
-            seconds, peak = _alone(_inject, records, 0, Path(folder))
+            seconds, peak = alone(_inject, records, 0, Path(folder))
             first = seconds / records
-            seconds, peak = _alone(_inject, records, 1, Path(folder))
+            seconds, peak = alone(_inject, records, 1, Path(folder))
             yield (
                 f"{records:,} records, 1 in 100 changed",
                 f"{_told(seconds, peak)}; written at first at {1 / first:,.0f} records/s",
@@ -54,18 +51,6 @@ def measure() -> Iterator[tuple[str, str, str]]:
 
 def _told(seconds: float, peak: float) -> str:
     return f"{seconds:.2f} s, peak {peak:.0f} MiB"
-
-
-def _alone(work: Callable[..., float], *args: Any) -> tuple[float, float]:
-    """Seconds that the work says, and the peak memory in MiB of a process that did only that."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_with_peak, work, *args).result()
-
-
-def _with_peak(work: Callable[..., float], *args: Any) -> tuple[float, float]:
-    seconds = work(*args)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _write_tree(root: Path) -> None:

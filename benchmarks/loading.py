@@ -5,10 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+# As Dagster does, with every job and asset resolved.
+_LOAD = "definitions.defs().get_repository_def().load_all_definitions()"
 IMPORTS = {
     "import dagster": "import dagster",
-    "our definitions": "import definitions; definitions.defs()",
-    "definitions and torch": "import definitions, torch, transformers; definitions.defs()",
+    "our definitions": f"import definitions; {_LOAD}",
+    "definitions and torch": f"import definitions, torch, transformers; {_LOAD}",
 }
 
 

@@ -13,7 +13,7 @@ LabelingError
 ├── RequestError                a request to the HTTP service that is not answered
 └── StoreError                  the annotation store
     ├── StoreBusyError          another process holds the file; retried, then raised
-    └── StoreVersionError       a file written by a newer version of this package
+    └── StoreVersionError       a file written by a newer version of this package or of DuckDB
 """
 
 
@@ -82,4 +82,4 @@ class StoreBusyError(StoreError):
 
 
 class StoreVersionError(StoreError):
-    """The store was written by a newer version of this package."""
+    """The store was written by a newer version of this package, or of DuckDB."""

@@ -35,6 +35,7 @@ from labeling_pipeline.tasks import RULES, Request, Skeleton, Task
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
+_ANSWERED = "SELECT image_id FROM generations WHERE generation_id IN (SELECT unnest($1::VARCHAR[]))"
 _HANDOVER_S = 0.0005
 _READ_AHEAD_BATCHES = 2
 _READERS = min(8, max(2, (os.cpu_count() or 2) // 2))
@@ -390,10 +391,17 @@ class _Loop:
             if not self._model_is_known:
                 tx.insert("models", [model_row(self.model)], replace=True)
                 self._model_is_known = True
-            # Another process may have settled the same images since we looked.
-            tx.insert("generations", generations, skip_existing=True)
-            tx.insert("outcomes", outcomes, skip_existing=True)
-            tx.insert("annotations", annotations, skip_existing=True)
+            # Another process may have asked the same since we looked, and got another answer: the
+            # one that was written first stands, whole.
+            ids = [image.asked.generation_id() for image in images]
+            known = set(tx.query(_ANSWERED, [ids])["image_id"].to_pylist())
+            for table, rows in (
+                ("generations", generations),
+                ("outcomes", outcomes),
+                ("annotations", annotations),
+            ):
+                new = [row for row in rows if row["image_id"] not in known]
+                tx.insert(table, new, skip_existing=table == "outcomes")
 
     def _count(self, image: _Image, conclusion: Conclusion) -> None:
         own = conclusion.labels[self.summary.label].answer

@@ -1,11 +1,14 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from definitions import build_definitions, defs
+from labeling_pipeline.errors import PlanError
 from labeling_pipeline.home import Environment
 from labeling_pipeline.plan import parse_plan
 
@@ -46,6 +49,20 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "annotation_report",
         "rederived_annotations",
     }
+
+
+@pytest.mark.parametrize(
+    ("automation", "got"),
+    [
+        ("relabel: '99 3 * * *'", "relabel '99 3 * * *'"),
+        ("check: '0 0 * * MOO'", "check '0 0 * * MOO'"),
+        ("time_zone: Mars/Olympus", "time_zone 'Mars/Olympus'"),
+    ],
+)
+def test_a_time_that_cannot_be_is_told_as_a_mistake_of_the_plan(tmp_path, automation, got):
+    plan = parse_plan(f"entries: [{{name: object, task: detection}}]\nautomation: {{{automation}}}")
+    with pytest.raises(PlanError, match=f"plan: automation: expected .*{re.escape(got)}"):
+        build_definitions(plan, Environment(tmp_path, Path("unused"), tmp_path))
 
 
 def test_a_second_step_waits_for_the_first(tmp_path):

@@ -156,6 +156,19 @@ def test_another_model_asks_exactly_the_entries_that_use_it(dataset: Dataset):
     assert dataset.shown(dataset.plan()) == first
 
 
+def test_a_changed_revision_asks_exactly_its_entries_whatever_it_answers(dataset: Dataset):
+    first = dataset.shown(dataset.plan())
+    newer = dataset.plan(A={"revision": "v2"})
+    assert dataset.label(newer) == {
+        ("object", ("ant", "bee")): 2 * IMAGES,
+        ("object", ("cow",)): IMAGES,
+    }
+    assert dataset.shown(newer) == first
+    revisions = dataset.store.query("SELECT revision FROM models ORDER BY ALL")["revision"]
+    assert revisions.to_pylist() == ["script", "v2"]
+    assert dataset.label(dataset.plan()) == {}
+
+
 def test_a_changed_prompt_asks_its_entry_and_can_be_taken_back(dataset: Dataset):
     first = dataset.shown(dataset.plan())
     other = dataset.plan(entries(ask={"cow": "bee"}))

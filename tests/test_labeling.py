@@ -1,5 +1,7 @@
 import json
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labeling_pipeline.annotations import Generation
 from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.cleaning import clean
 from labeling_pipeline.errors import ConfigurationError, ModelError, SourceError
@@ -16,6 +19,7 @@ from labeling_pipeline.images.sources import FolderSource, open_source
 from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import ClassSummary, ask, label_class
 from labeling_pipeline.models.registry import load_model
+from labeling_pipeline.models.scripted import ScriptedModel
 from labeling_pipeline.plan import Entry, parse_plan
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -642,6 +646,38 @@ def test_two_runs_that_race_over_the_same_images_record_each_once(tmp_path: Path
     assert project.asked() == 6
     assert [row[2:] for row in project.states()] == [("found", 1)] * 3
     assert project.rows("SELECT count(*) FROM generations") == [(3,)]
+    assert project.rows("SELECT count(*) FROM annotations") == [(6,)]
+
+
+def test_of_two_runs_whose_answers_differ_only_the_first_ones_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The later run sees one box more, and asks a second time for what goes in circles.
+    script = {"boxes": {"cat": CAT_BOXES}, "delay_s": 0.3}
+    project = folders(tmp_path, script, "task: detection, classes: [cat, dog]", cat=3)
+    answer_all = ScriptedModel._answer_all
+
+    def answer(self: ScriptedModel, prepared: Sequence[Request]) -> list[Generation]:
+        if threading.current_thread().name == "later":
+            time.sleep(0.7)
+            changes = {"boxes": {"cat": [*CAT_BOXES, [1, 2, 3, 4]]}, "loops": {"cat": 2}}
+            monkeypatch.setattr(self, "script", self.script | changes)
+        return answer_all(self, prepared)
+
+    monkeypatch.setattr(ScriptedModel, "_answer_all", answer)
+    runs = [
+        threading.Thread(target=project.label, args=("cat",), name=name)
+        for name in ("earlier", "later")
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert project.asked() > 6
+    assert project.rows("SELECT count(*), count(follows) FROM generations") == [(3, 0)]
+    assert project.rows("SELECT DISTINCT state, dropped FROM outcomes WHERE class = 'cat'") == [
+        ("found", 0)
+    ]
     assert project.rows("SELECT count(*) FROM annotations") == [(6,)]
 
 

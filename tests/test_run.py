@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from labeling_pipeline.store.annotation_store import AnnotationStore
+from run import Ran, _print_failures
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -81,6 +82,19 @@ def test_a_failed_class_gives_exit_code_1_and_the_command_that_re_runs_it(run, p
     assert "all 4 images failed" in result.stdout
     assert f"python run.py {image_root} --plan" in result.stdout
     assert "--class dog" in result.stdout
+
+
+def test_where_more_classes_failed_than_are_named_the_command_covers_all(
+    capsys: pytest.CaptureFixture[str],
+):
+    ran = Ran(failures={"object_annotations": {"cat": "broken", "dog": "broken"}})
+    _print_failures(ran, "photos", Path("plan.yaml"))
+    assert "run.py photos --plan plan.yaml --class cat --class dog\n" in capsys.readouterr().out
+    ran.unlisted["object_annotations"] = 7
+    _print_failures(ran, "photos", Path("plan.yaml"))
+    said = capsys.readouterr().out
+    assert "and 7 classes more" in said
+    assert said.endswith("run.py photos --plan plan.yaml\n")
 
 
 def test_what_the_checks_found_is_told(run, plan, image_root):

@@ -193,14 +193,15 @@ def find_card(name: str) -> ModelCard:
         script = Path(name.removeprefix(_SCRIPTED))
         if not script.is_file():
             raise UnknownModelError(f"{name}: expected a JSON file at {script}, found none")
+        described = _read_mapping(script)
         return ModelCard(
             name=name,
             adapter=_SCRIPTED_ADAPTER,
             checkpoint=str(script.resolve()),
-            revision="script",
+            revision=described.get("revision", "script"),
             licence="none",
             tasks=tuple(Task),
-            vocabulary=_read_mapping(script).get("vocabulary"),
+            vocabulary=described.get("vocabulary"),
             min_pixels=1,
             max_pixels=1 << 30,
             dtype="float32",

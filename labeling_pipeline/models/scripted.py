@@ -6,6 +6,7 @@ For tests that need a model's exact words, its failures or its slowness. The scr
 every key optional:
 
     {"vocabulary": ["cat", "dog"],              default: open
+     "revision": "v2",                          default: script; another one is another model key
      "boxes": {"cat": [[100, 100, 500, 500]]},  label -> boxes in bins 0..999; the rest is absent
      "raw_text": "...",                         the whole answer, instead of boxes
      "loops": {"cat": 2},                       asked with so many labels or more, the answer says

@@ -26,11 +26,13 @@ import duckdb
 from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
-from labeling_pipeline.errors import StoreBusyError, StoreError
+from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BROKEN = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
+_NEWER = "newer version of DuckDB"
+"""How DuckDB says that it cannot read a file because a later release wrote it."""
 
 
 class DatabaseFile:
@@ -73,6 +75,7 @@ class DatabaseFile:
 
         Raises:
             StoreBusyError: other processes held the file for longer than ``busy_timeout_s``.
+            StoreVersionError: a later release of DuckDB wrote the file.
             StoreError: the file is damaged, may not be opened, or there is no room left.
         """
         attempts = Retrying(
@@ -125,6 +128,11 @@ class DatabaseFile:
                 f"{self.path} may not be opened or written ({error}). Give this user the right to "
                 f"write to {self.path.parent} and to every file in it, or choose another home with "
                 "LABELING_HOME"
+            )
+        if _NEWER in str(error):
+            return StoreVersionError(
+                f"{self.path} was written by a later release of DuckDB than {duckdb.__version__}, "
+                "which is installed here. Nothing is wrong with it: update the package duckdb"
             )
         return StoreError(
             f"{self.path} could not be read or written: {error}. If the file is damaged: "

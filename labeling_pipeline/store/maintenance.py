@@ -132,6 +132,7 @@ def check(file: DatabaseFile) -> Condition:
 
     Raises:
         StoreBusyError: others held the file all the time.
+        StoreVersionError: the file is newer than this package, or than the DuckDB beside it.
         StoreError: there is no store.
     """
     _must_exist(file)
@@ -144,7 +145,7 @@ def check(file: DatabaseFile) -> Condition:
         try:
             with file.opened(read_only=True) as connection:
                 return ask(connection)
-        except StoreBusyError:
+        except (StoreBusyError, StoreVersionError):
             raise
         except StoreError as error:
             damaged |= error.__cause__ is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from PIL import Image
 
 from assets.partitions import (
@@ -20,6 +21,7 @@ from assets.partitions import (
 )
 from definitions import build_definitions
 from labeling_pipeline.home import Environment
+from labeling_pipeline.images.sources import FolderSource
 from labeling_pipeline.plan import parse_plan
 from labeling_pipeline.sample.scenes import draw_scene
 
@@ -143,7 +145,7 @@ def covered(request: dg.RunRequest, pipeline: Pipeline) -> list[str]:
 
 
 def test_ten_new_images_in_an_old_and_a_new_class_cost_runs_of_those_two_and_only_those_images(
-    pipeline: Pipeline,
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ):
     # With one label a prompt, a new label changes no prompt of the other classes.
     definitions = pipeline.definitions(group_size=1)
@@ -154,7 +156,9 @@ def test_ten_new_images_in_an_old_and_a_new_class_cost_runs_of_those_two_and_onl
     draw(pipeline.images / "cat", *new[:6])
     draw(pipeline.images / "Zèbre !", *new[6:])
 
-    result = pipeline.tick(definitions)
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", None)  # the sensor goes by size and time alone
+        result = pipeline.tick(definitions)
     zebra = next(key for key in registered_classes(pipeline.instance) if key.startswith("zbre-"))
     assert [covered(r, pipeline) for r in result.run_requests] == [["cat"], [zebra]]
     (event,) = result.asset_events
@@ -221,6 +225,25 @@ def test_the_ingestion_asset_retires_by_the_same_rule(pipeline: Pipeline):
         assert set(registered_classes(pipeline.instance)) == {"ant", "cat", "dog", "eel"}
     assert ingest.execute_in_process(instance=pipeline.instance).success
     assert set(registered_classes(pipeline.instance)) == {"cat", "dog", "eel"}
+
+
+def test_a_run_that_ingests_and_labels_keeps_the_class_that_it_labels(pipeline: Pipeline):
+    definitions = pipeline.definitions()
+    ingest = definitions.resolve_job_def("ingest_images")
+    assert ingest.execute_in_process(instance=pipeline.instance).success
+    (pipeline.images / "ant").rename(pipeline.folder / "ant")
+    everything = definitions.resolve_implicit_global_asset_job_def()
+    names = ("raw_images", "clean_images", "object_annotations", "class_exports")
+    result = everything.execute_in_process(
+        instance=pipeline.instance,
+        tags={"dagster/partition": "ant"},
+        asset_selection=[dg.AssetKey(name) for name in names],
+        raise_on_error=False,
+    )
+    assert result.success
+    assert "ant" in registered_classes(pipeline.instance)
+    pipeline.tick(definitions)
+    assert registered_classes(pipeline.instance) == ["cat", "dog"]
 
 
 # The schedule
@@ -301,6 +324,31 @@ def test_new_labels_ask_for_a_new_evaluation_though_a_class_is_missing(pipeline:
     assert nothing_new.total_requested == 0
 
 
+# Jobs
+
+
+def test_each_job_covers_what_its_name_says(pipeline: Pipeline):
+    definitions = pipeline.definitions()
+
+    def covered_by(job: str) -> tuple[set[str], int]:
+        layer = definitions.resolve_job_def(job).asset_layer
+        keys = {key.to_user_string() for key in layer.selected_asset_keys}
+        return keys, len(layer.asset_graph.asset_check_keys)
+
+    labels = {"object_annotations", "word_annotations"}
+    assert covered_by("ingest_images")[0] == {"raw_images", "clean_images"}
+    assert covered_by("label_classes")[0] == {
+        *("clean_images", "visualizations", "class_exports"),
+        *labels,
+    }
+    evaluation = {"action_predictions", "har_evaluation", "detection_evaluation"}
+    assert covered_by("evaluate_labels") == (
+        {*evaluation, "model_agreement", "annotation_report"},
+        0,
+    )
+    assert covered_by("check_labels") == (set(), 1 + 6 * len(labels))
+
+
 # Partitions
 
 
@@ -350,3 +398,25 @@ def test_a_run_in_flight_says_which_classes_it_works_on(
     with in_flight(pipeline, definitions, tags):
         assert classes_in_flight(pipeline.instance) == expected
     assert classes_in_flight(pipeline.instance) == set()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [("REQUESTED", {"ant", "cat"}), ("CANCELING", {"ant", "cat"}), ("COMPLETED_SUCCESS", set())],
+)
+def test_a_backfill_in_progress_may_work_on_any_class(
+    pipeline: Pipeline, status: str, expected: set[str]
+):
+    pipeline.instance.add_dynamic_partitions(str(CLASSES.name), ["ant", "cat"])
+    pipeline.instance.add_backfill(
+        PartitionBackfill(
+            backfill_id="one",
+            status=BulkActionStatus[status],
+            from_failure=False,
+            tags={},
+            backfill_timestamp=0.0,
+            asset_selection=[dg.AssetKey("object_annotations")],
+            partition_names=["cat"],
+        )
+    )
+    assert classes_in_flight(pipeline.instance) == expected

@@ -1,18 +1,22 @@
 """Each kind of source, from a plan to labels, through the Dagster assets."""
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from definitions import build_definitions
 from labeling_pipeline.home import Environment
 from labeling_pipeline.plan import class_slug, parse_plan
+from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 COWS = "Über Kühe"
@@ -216,3 +220,41 @@ def test_every_class_of_the_plan_applies_to_a_flat_folder(
     assert one.metadata("raw_images")["classes_affected"] == "cat, dog"
     assert one.query("SELECT DISTINCT class FROM dataset_files") == [{"class": None}]
     assert asked(tmp_path) == 12
+
+
+ODD_NAMES = ("cats", "Cats", "CATS", "a b", "a/b", "ab", "a...b", "cups, mugs", "猫", "Zèbre !")
+
+
+def test_classes_of_odd_names_stay_apart_from_manifest_to_export(tmp_path: Path, script: Any):
+    root = tmp_path / "photos"
+    root.mkdir()
+    rows = [{"path": f"{n}.png", "class": name} for n, name in enumerate(ODD_NAMES)]
+    for number, row in enumerate(rows):
+        scene = draw_scene(np.random.default_rng(number), 160, 120).image
+        Image.fromarray(scene).save(root / row["path"])
+    (root / "classes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    # As many boxes as the position of the name says.
+    boxes = {
+        name: [[100 * n, 0, 100 * n + 80, 80] for n in range(number)]
+        for number, name in enumerate(ODD_NAMES)
+    }
+    source = {"url": str(root), "manifest": "classes.jsonl"}
+    with dg.DagsterInstance.ephemeral() as instance:
+        pipeline = Pipeline(tmp_path / "home", script(boxes=boxes), instance, source)
+        pipeline.run(*INGESTION)
+        keys = instance.get_dynamic_partitions("class")
+        assert all(re.fullmatch("[a-z0-9_-]+", key) for key in keys)
+        assert len({*keys}) == len(ODD_NAMES)
+        pipeline.run("object_annotations", "class_exports")
+        assert instance.get_materialized_partitions(dg.AssetKey("object_annotations")) == {*keys}
+    shown = {name: pipeline.document(name) for name in ODD_NAMES}
+    assert {name: document["class"] for name, document in shown.items()} == dict(
+        zip(ODD_NAMES, ODD_NAMES, strict=True)
+    )
+    # A comma would split the name in the prompt: that class is told how to be asked.
+    found = {name: len(document["annotations"]) for name, document in shown.items()}
+    assert found == {name: len(boxes[name]) for name in ODD_NAMES} | {"cups, mugs": 0}
+    (unsupported,) = pipeline.query("SELECT class, error FROM outcomes WHERE state = 'unsupported'")
+    assert unsupported["class"] == class_slug("cups, mugs")
+    assert "comma" in unsupported["error"]
+    assert "`ask`" in unsupported["error"]

@@ -40,7 +40,7 @@ def pipeline(tmp_path, image_root):
                 environment = Environment(home, Path("unused"), root)
                 return build_definitions(parse_plan(text), environment)
 
-            def run(self, definitions, *names, classes=None):
+            def run(self, definitions, *names, classes=None, config=None):
                 tags = {}
                 if classes:
                     tags["dagster/asset_partition_range_start"] = classes[0]
@@ -51,6 +51,7 @@ def pipeline(tmp_path, image_root):
                     instance=instance,
                     resources=definitions.resources,
                     tags=tags,
+                    run_config=config,
                     raise_on_error=False,
                 )
 
@@ -140,6 +141,13 @@ def test_materializing_one_class_answers_every_class_of_its_group(pipeline, scri
     assert pipeline.run(definitions, "object_annotations", classes=classes).success
     assert pipeline.run(definitions, "object_annotations", classes=classes).success
     assert len(log.read_text().splitlines()) == 12
+    config = {"ops": {"object_annotations": {"config": {"force": True}}}}
+    assert pipeline.run(definitions, "object_annotations", classes=["cat"], config=config).success
+    assert len(log.read_text().splitlines()) == 16
+    attempts = pipeline.query(
+        "SELECT attempt, count(*) AS n FROM generations GROUP BY 1 ORDER BY 1"
+    )
+    assert attempts == [{"attempt": 1, "n": 12}, {"attempt": 2, "n": 4}]
 
 
 def test_a_failed_class_costs_that_class_and_is_mended_by_running_it_again(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.datasets import write_classes
 from tests.soak.live_server import CLASSES, LiveServer
 
 pytestmark = pytest.mark.soak
@@ -57,6 +58,30 @@ def test_the_partition_page_of_an_entry_lists_the_classes_and_what_came_of_one(
 ):
     page.goto("/assets/posture_annotations?view=partitions&partition=bees")
     shown("posture_annotations", *CLASSES, "outcomes", "found", "annotations")
+
+
+def test_a_class_that_failed_stands_as_failed_with_its_reason_until_it_is_mended(
+    server: LiveServer, page: "sync_api.Page", shown
+):
+    dataset = server.dataset
+    poison_px = (250, 90)
+    write_classes(dataset.images, {"yaks": [poison_px]})
+    assert server.launch(["raw_images", "clean_images"]) == "SUCCESS"
+    dataset.script(fail_size_px=poison_px)
+    label = (["object_annotations"], {"dagster/partition": "yaks"})
+    assert server.launch(*label) == "FAILURE"
+    partitions = "/assets/object_annotations?view=partitions&partition=yaks&status="
+    page.goto(partitions + "FAILED")
+    shown("Failed (1)", f"Materialized ({len(CLASSES)})", "yaks")
+    page.get_by_text("View logs").first.click()
+    reason = "yaks: ModelError: all 1 images failed; the first, yaks/250x90.jpg: RuntimeError"
+    page.get_by_text(reason).first.wait_for(state="visible")
+    page.get_by_text("only what is missing is done").first.wait_for(state="visible")
+
+    dataset.script()
+    assert server.launch(*label) == "SUCCESS"
+    page.goto(partitions + "MATERIALIZED")
+    shown("Failed (0)", f"Materialized ({len(CLASSES) + 1})", "outcomes", "found")
 
 
 def test_the_evaluation_page_shows_scores_and_opens_a_figure(page: "sync_api.Page", shown):

@@ -1,5 +1,6 @@
 """Small stores, damage to them, and other processes that work on them."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -21,11 +22,26 @@ with store.transaction() as tx:
     time.sleep(60)
 """
 
+COMMIT_AND_DIE = """
+import duckdb
+connection = duckdb.connect(str(store.path))
+connection.execute("INSERT INTO classes (class, display_name) VALUES ('logged', 'Logged')")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A writer that was killed: what it committed is in the log only."""
 
 MANY_CLASSES = (
     "INSERT INTO classes (class, display_name) "
     "SELECT md5(i::VARCHAR), md5(i::VARCHAR) || md5((i + 1)::VARCHAR) FROM range(60000) t(i)"
 )
+
+
+HEAD_OF_DUCKDB_2 = base64.b64decode(
+    "nU/AEbA9u1tEVUNL5wMAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAHYyLjAuMAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAZDU0Y2JiZTNkZgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAOUTdT+JqcP0RUXWHVkn"
+    "bnw="
+)
+"""How a file begins that DuckDB 2.0.0 wrote; the rest of its first three blocks is zeros."""
 
 
 def class_row(name: str, **values: Any) -> dict[str, Any]:

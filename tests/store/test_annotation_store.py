@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 
 from labeling_pipeline.errors import StoreBusyError, StoreError, StoreVersionError
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.database_file import backups_of, log_of
+from labeling_pipeline.store.database_file import DatabaseFile, backups_of, log_of
+from labeling_pipeline.store.maintenance import back_up, check
 from labeling_pipeline.store.schema import SCHEMA_VERSION
 from tests.store.stores import (
+    HEAD_OF_DUCKDB_2,
     HOLDER,
     MANY_CLASSES,
     class_row,
@@ -204,6 +207,26 @@ def test_a_store_of_a_newer_version_is_refused_naming_the_fix(store: AnnotationS
         tx.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
     with pytest.raises(StoreVersionError, match=r"99.*update labeling-pipeline"):
         AnnotationStore(store.path).query("SELECT 1")
+
+
+@pytest.mark.skipif(duckdb.__version__ >= "2", reason="this DuckDB reads what DuckDB 2 wrote")
+def test_a_file_of_a_later_duckdb_is_refused_naming_the_fix_and_not_called_damaged(
+    store: AnnotationStore,
+):
+    written = HEAD_OF_DUCKDB_2.ljust(3 * 4096, b"\0")
+    store.path.parent.mkdir()
+    store.path.write_bytes(written)
+
+    def write() -> None:
+        insert(store, "cats")
+
+    file = DatabaseFile(store.path)
+    for work in (partial(names, store), write, partial(check, file), partial(back_up, file)):
+        with pytest.raises(StoreVersionError, match="update the package duckdb") as caught:
+            work()
+        assert "restore" not in str(caught.value)
+        assert "move it away" not in str(caught.value)
+    assert store.path.read_bytes() == written
 
 
 GENERATION = (

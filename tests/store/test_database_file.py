@@ -21,7 +21,7 @@ from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.database_file import DatabaseFile
 from labeling_pipeline.store.maintenance import back_up, check
 from tests.soak.datasets import write_classes, write_script
-from tests.store.stores import REPOSITORY, insert, names, start
+from tests.store.stores import COMMIT_AND_DIE, REPOSITORY, insert, names, start
 
 # What may not be written
 
@@ -106,6 +106,40 @@ def test_what_may_not_be_written_can_be_read_and_says_what_is_missing(
         assert store.query("SELECT class, retired FROM classes").to_pylist() == [
             {"class": "cats", "retired": False}
         ]
+
+
+ON_A_READ_ONLY_DISK = f"""
+from labeling_pipeline.errors import StoreError
+{READ}
+def write():
+    {WRITE}
+for work in (
+    write,
+    lambda: maintenance.back_up(file),
+    lambda: maintenance.compact(file),
+    lambda: maintenance.restore(file),
+    lambda: AnnotationStore(store.path.parent / "new" / "annotations.duckdb").query("SELECT 1"),
+):
+    try:
+        work()
+    except StoreError as error:
+        print("StoreError:", error)
+"""
+
+
+def test_a_read_only_disk_can_be_read_and_says_what_is_missing(small_disk: Path):
+    store = AnnotationStore(Home(small_disk / "home").store_path)
+    insert(store, "cats")
+    back_up(DatabaseFile(store.path))
+    # What is only in its log is read, too.
+    start(store, COMMIT_AND_DIE).communicate(timeout=60)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    output, errors = start(store, ON_A_READ_ONLY_DISK).communicate(timeout=60)
+    first, *refused = output.splitlines()
+    assert first == "['cats', 'logged']", errors
+    assert len(refused) == 5, output
+    for line in refused:
+        assert re.match(r"StoreError: .*Read-only file system.*LABELING_HOME", line), line
 
 
 # A full disk

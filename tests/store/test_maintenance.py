@@ -20,6 +20,7 @@ from labeling_pipeline.store.database_file import DatabaseFile, backups_of, log_
 from labeling_pipeline.store.maintenance import KEEP, back_up, check, compact, restore
 from labeling_pipeline.store.schema import SCHEMA_VERSION
 from tests.store.stores import (
+    COMMIT_AND_DIE,
     HOLDER,
     MANY_CLASSES,
     REPOSITORY,
@@ -127,14 +128,6 @@ def test_compaction_gives_back_the_room_of_deleted_rows(store: AnnotationStore, 
     assert names(store) == ["cats", "eels"]
     insert(store, "gnus")
     assert names(store) == ["cats", "eels", "gnus"]
-
-
-COMMIT_AND_DIE = """
-import duckdb
-connection = duckdb.connect(str(store.path))
-connection.execute("INSERT INTO classes (class, display_name) VALUES ('logged', 'Logged')")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 @pytest.mark.parametrize("work", [back_up, compact])
@@ -379,6 +372,14 @@ def test_a_damaged_file_becomes_no_backup_and_is_not_compacted(
     assert store.path.read_bytes() == damaged
     assert backups_of(store.path) == []
     assert not list(store.path.parent.rglob("*.new*"))
+
+
+def test_a_newer_store_is_refused_and_not_judged(store: AnnotationStore, file: DatabaseFile):
+    with store.transaction() as tx:
+        tx.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
+    for work in (check, back_up, compact):
+        with pytest.raises(StoreVersionError, match="update labeling-pipeline"):
+            work(file)
 
 
 @pytest.mark.parametrize("work", [back_up, compact, check, restore])
