@@ -5,7 +5,7 @@ import dagster as dg
 from assets.evaluation.upstream import EVALUATION, WHEN_LABELS_ARE_IN, labels_of
 from assets.metadata import fixed, frame_table, png
 from labeling_pipeline.plan import Plan
-from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries
+from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries, write_errors
 from labeling_pipeline.reporting.figures import write_figures
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
@@ -39,7 +39,10 @@ def build_detection_asset(plan: Plan) -> dg.AssetsDefinition:
         metadata: dict[str, dg.MetadataValue] = {}
         for entry, evaluation in evaluations.items():
             figures = detection_figures(entry, evaluation.boxes)
-            write_figures(annotation_store.at().reports / "detection", figures)
+            folder = annotation_store.at().reports / "detection"
+            write_figures(folder, figures)
+            errors = write_errors(folder, entry, evaluation.errors)
+            metadata[f"{entry}_errors"] = dg.MetadataValue.path(errors.resolve())
             metadata[f"{entry}_f1_at_iou_50"] = fixed(evaluation.boxes.overall.f1)
             metadata[f"{entry}_mean_f1_50_to_95"] = fixed(evaluation.boxes.mean_f1)
             if evaluation.keypoints is not None:

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from labeling_pipeline.annotations import Keypoint
-from labeling_pipeline.evaluation.detection import ratio, visible_points
+from labeling_pipeline.evaluation.detection import ratio
+from labeling_pipeline.evaluation.keypoints import visible_points
 from labeling_pipeline.tasks import PERSON
 
 NO_PERSON = "no person"

@@ -94,3 +94,14 @@ def bootstrap_intervals(
             low, high = np.quantile(known, [tail, 1 - tail])
             intervals.append(Interval(float(low), float(high)))
     return intervals
+
+
+def share_interval(bootstrapped: Interval | None, units: int) -> Interval | None:
+    """Of a share, in 0..1, that was bootstrapped.
+
+    Resamples that all agree, as where everything was right, say nothing of how sure that is: then
+    it is Wilson's interval, with the units that the share is about as the trials.
+    """
+    if bootstrapped is None or bootstrapped.low < bootstrapped.high:
+        return bootstrapped
+    return wilson_interval(bootstrapped.low * units, units)

@@ -1,19 +1,18 @@
 """What the entries of a plan found against the ground truth."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from labeling_pipeline.asks import current_view, model_keys
-from labeling_pipeline.evaluation.detection import (
-    DetectionEvaluation,
-    KeypointEvaluation,
-    evaluate_detection,
-    evaluate_keypoints,
-)
+from labeling_pipeline.evaluation.detection import DetectionEvaluation, evaluate_detection
+from labeling_pipeline.evaluation.detection_errors import ERROR_COLUMNS, worst_first
 from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.evaluation.keypoints import KeypointEvaluation, evaluate_keypoints
 from labeling_pipeline.evaluation.plots import detection as plots
 from labeling_pipeline.evaluation.plots.frame import png_bytes
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -23,10 +22,14 @@ from labeling_pipeline.tasks import RULES, Geometry, Task
 
 @dataclass(frozen=True)
 class EntryEvaluation:
-    """How one entry's boxes, and keypoints if it has them, compare with the ground truth."""
+    """How one entry's boxes, and keypoints if it has them, compare with the ground truth.
+
+    errors: those of ``boxes`` with the ``path`` of the image first, the worst images first.
+    """
 
     boxes: DetectionEvaluation
     keypoints: KeypointEvaluation | None
+    errors: pd.DataFrame
 
 
 def evaluate_entries(
@@ -61,15 +64,27 @@ def evaluate_entries(
         asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
         asked = asked[["image_id", "label"]].drop_duplicates()
         predicted = annotations[annotations["entry"] == entry.name]
+        found = evaluate_detection(predicted, boxes, asked)
+        paths = of_entry.drop_duplicates("image_id").set_index("image_id")["path"]
+        errors = found.errors.assign(path=found.errors["image_id"].map(paths))
         evaluations[entry.name] = EntryEvaluation(
-            boxes=evaluate_detection(predicted, boxes, asked),
+            boxes=found,
             keypoints=(
                 evaluate_keypoints(predicted, keypoints, asked)
                 if entry.task is Task.KEYPOINT
                 else None
             ),
+            errors=worst_first(errors)[["path", *ERROR_COLUMNS]],
         )
     return evaluations
+
+
+def write_errors(folder: Path, entry: str, errors: pd.DataFrame) -> Path:
+    """Write ``<entry>_errors.csv``: ``EntryEvaluation.errors``; returns its path."""
+    path = folder / f"{entry}_errors.csv"
+    text = errors.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    write_if_changed(path, text.encode())
+    return path
 
 
 def detection_figures(entry: str, evaluation: DetectionEvaluation) -> dict[str, bytes]:

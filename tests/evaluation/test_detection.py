@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from labeling_pipeline.annotations import Keypoint
 from labeling_pipeline.evaluation.detection import (
     IOU_THRESHOLDS,
     Counts,
     evaluate_detection,
-    evaluate_keypoints,
 )
+from labeling_pipeline.evaluation.detection_errors import worst_first
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 SQUARE = (0, 0, 10, 10)
@@ -248,69 +247,53 @@ def test_precision_recall_and_f1_are_those_of_scikit_learn(seed):
     assert evaluation.overall.support == len(true)
 
 
-def people(*rows):
-    """(image_id, box, {name: point or None})"""
-    return pd.DataFrame(
-        [
-            (i, 0.9, *box, [Keypoint(n, *(p or (None, None)), None) for n, p in points.items()])
-            for i, box, points in rows
-        ],
-        columns=["image_id", "score", *BOX, "keypoints"],
-    )
-
-
-def true_people(*rows):
-    """(image_id, instance, box, {name: (x, y, visibility)})"""
-    return pd.DataFrame(
-        [
-            (image, instance, "person", *box, name, *point)
-            for image, instance, box, points in rows
-            for name, point in points.items()
-        ],
-        columns=["image_id", "instance", "label", *BOX, "name", "x_px", "y_px", "visibility"],
-    )
-
-
-TALL = (0, 0, 50, 100)
-
-
-@pytest.mark.parametrize(
-    ("point", "correct"),
-    [
-        pytest.param((20, 20), 1, id="exact"),
-        pytest.param((30, 20), 1, id="a tenth of the larger side away"),
-        pytest.param((30.1, 20), 0, id="just beyond"),
-        pytest.param(None, 0, id="called invisible"),
-    ],
-)
-def test_a_keypoint_is_correct_within_a_tenth_of_the_larger_side_of_the_box(point, correct):
-    evaluation = evaluate_keypoints(
-        people(("a", TALL, {"nose": point})),
-        true_people(("a", 0, TALL, {"nose": (20, 20, 2)})),
-        pd.DataFrame({"image_id": ["a"]}),
-    )
-    assert (evaluation.labelled, evaluation.correct) == (1, correct)
-    assert evaluation.pck == correct
-
-
-def test_points_that_are_not_labelled_and_persons_that_are_not_matched_are_not_judged():
-    evaluation = evaluate_keypoints(
-        people(("a", TALL, {"nose": (20, 20), "left ear": (1, 1)}), ("b", FAR, {"nose": (0, 0)})),
-        true_people(
-            ("a", 0, TALL, {"nose": (20, 20, 1), "left ear": (math.nan, math.nan, 0)}),
-            ("b", 1, TALL, {"nose": (20, 20, 2)}),
-            ("c", 2, TALL, {"nose": (20, 20, 2)}),
-            ("never asked", 3, TALL, {"nose": (20, 20, 2)}),
+def test_every_false_box_and_every_missed_object_is_an_error_of_one_kind():
+    evaluation = evaluate_detection(
+        predictions(
+            ("a", "cat", 0.9, SQUARE),
+            ("a", "cat", 0.8, upper(0.9)),
+            ("a", "cat", 0.7, (8, 0, 18, 10)),
+            ("a", "cat", 0.6, (200, 200, 210, 210)),
+            ("a", "dog", 0.5, SQUARE),
+            ("b", "cat", None, FAR),
         ),
-        pd.DataFrame({"image_id": ["a", "b", "c"]}),
+        truths(("a", "cat", SQUARE), ("b", "cat", (106, 100, 116, 110)), ("b", "owl", FAR)),
+        asked(("a", "cat"), ("a", "dog"), ("b", "cat")),
     )
-    assert (evaluation.persons, evaluation.matched) == (3, 1)
-    assert evaluation.per_keypoint.to_dict("records") == [
-        {"name": "nose", "labelled": 1, "placed": 1, "correct": 1, "pck": 1.0}
+    columns = ["image_id", "label", "kind", "score", "iou", "true_label"]
+    rows = (
+        evaluation.errors[columns]
+        .fillna({"score": -1, "true_label": "–"})
+        .round(3)
+        .to_numpy()
+        .tolist()
+    )
+    assert rows == [
+        ["a", "cat", "duplicate", 0.8, 0.9, "–"],
+        ["a", "cat", "misplaced", 0.7, 0.111, "–"],
+        ["a", "cat", "wrong", 0.6, 0, "–"],
+        ["a", "dog", "false_on_absent", 0.5, 0, "cat"],
+        ["b", "cat", "misplaced", -1, 0.25, "owl"],
+        ["b", "cat", "missed", -1, 0.25, "–"],
     ]
+    boxes = evaluation.errors[BOX].to_numpy().tolist()
+    assert (boxes[0], boxes[5]) == ([*upper(0.9)], [106, 100, 116, 110])
+    assert evaluation.duplicates == 1
+    assert evaluation.per_label["duplicates"].tolist() == [1, 0]
 
 
-def test_without_a_person_there_is_no_share_of_correct_keypoints():
-    evaluation = evaluate_keypoints(people(), true_people(), pd.DataFrame({"image_id": ["a"]}))
-    assert evaluation.pck is None
-    assert evaluation.per_keypoint.empty
+@pytest.mark.parametrize("seed", range(5))
+def test_there_are_as_many_errors_as_false_boxes_and_missed_objects(seed):
+    found, true, pairs = random_case(seed)
+    evaluation = evaluate_detection(predictions(*found), truths(*true, crowd=(0, 3)), asked(*pairs))
+    kinds = evaluation.errors["kind"].value_counts()
+    assert kinds.get("missed", 0) == evaluation.overall.fn
+    assert kinds.drop("missed", errors="ignore").sum() == evaluation.overall.fp
+    assert kinds.get("false_on_absent", 0) == evaluation.boxes_on_absent
+
+
+def test_the_images_with_most_errors_come_first():
+    errors = pd.DataFrame({"path": ["b", "c", "a", "c"], "kind": ["wrong", "missed"] * 2})
+    ordered = worst_first(errors)
+    assert ordered["path"].tolist() == ["c", "c", "a", "b"]
+    assert ordered["kind"].tolist() == ["missed", "missed", "wrong", "wrong"]

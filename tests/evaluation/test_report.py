@@ -9,8 +9,9 @@ from PIL import Image
 
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
-from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
+from labeling_pipeline.evaluation.detection import evaluate_detection
 from labeling_pipeline.evaluation.intervals import Interval
+from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
 from labeling_pipeline.evaluation.report.coverage import (

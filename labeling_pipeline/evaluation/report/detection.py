@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from labeling_pipeline.evaluation.detection import DetectionEvaluation, KeypointEvaluation
+from labeling_pipeline.evaluation.detection import DetectionEvaluation
+from labeling_pipeline.evaluation.keypoints import KeypointEvaluation
 from labeling_pipeline.evaluation.report.data import Form, Headline, Picture, Section, many
 
 
