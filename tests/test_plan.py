@@ -77,7 +77,7 @@ def test_a_full_plan_says_everything_it_says():
     assert plan.action_entry() is posture
     assert (plan.actions.folds, plan.actions.seed) == (3, 7)
     assert (plan.cleaning.min_side_px, plan.runtime.batch_size) == (8, 2)
-    assert plan.ground_truth == "../truth.json"
+    assert plan.ground_truth == ("../truth.json",)
 
 
 def test_actions_are_told_apart_by_the_first_keypoint_entry_unless_said():

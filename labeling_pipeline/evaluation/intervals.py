@@ -29,6 +29,14 @@ class Interval:
         return self.low <= value <= self.high
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A number, and its interval where it has one. ``None``: it does not exist."""
+
+    value: float | None
+    interval: Interval | None = None
+
+
 def wilson_interval(successes: float, trials: float) -> Interval | None:
     """Of a share of independent trials; ``None`` without trials.
 

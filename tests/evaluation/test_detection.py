@@ -11,6 +11,7 @@ from labeling_pipeline.evaluation.detection import (
     evaluate_detection,
 )
 from labeling_pipeline.evaluation.detection_errors import worst_first
+from labeling_pipeline.evaluation.intervals import wilson_interval
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 SQUARE = (0, 0, 10, 10)
@@ -297,3 +298,108 @@ def test_the_images_with_most_errors_come_first():
     ordered = worst_first(errors)
     assert ordered["path"].tolist() == ["c", "c", "a", "b"]
     assert ordered["kind"].tolist() == ["missed", "missed", "wrong", "wrong"]
+
+
+def test_sizes_are_those_of_the_true_objects_and_of_false_boxes_their_own():
+    """32² and 96² px: a square of 32 px is medium."""
+    squares = {"small": 31, "medium": 32, "large": 96}
+    boxes = {name: (0, 0, side, side) for name, side in squares.items()}
+    evaluation = evaluate_detection(
+        predictions(
+            ("a", "cat", 0.9, (0, 0, 32.5, 31)),
+            ("a", "dog", 0.9, boxes["medium"]),
+            ("a", "dog", 0.8, (300, 300, 400, 400)),
+        ),
+        truths(
+            ("a", "cat", boxes["small"]),
+            ("a", "dog", boxes["medium"]),
+            ("a", "owl", boxes["large"]),
+        ),
+        asked(("a", "cat"), ("a", "dog"), ("a", "owl")),
+    )
+    rows = evaluation.per_size.set_index("size")[["support", "tp", "fp", "fn"]]
+    assert rows.T.to_dict("list") == {
+        "small": [1, 1, 0, 0],
+        "medium": [1, 1, 0, 0],
+        "large": [1, 0, 1, 1],
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_by_size_add_up_to_all(seed):
+    found, true, pairs = random_case(seed)
+    evaluation = evaluate_detection(predictions(*found), truths(*true, crowd=(1,)), asked(*pairs))
+    overall = evaluation.overall
+    sums = evaluation.per_size[["tp", "fp", "fn"]].sum()
+    assert sums.tolist() == [overall.tp, overall.fp, overall.fn]
+    labels = evaluation.per_label[["tp", "fp", "fn"]].sum()
+    assert labels.tolist() == [overall.tp, overall.fp, overall.fn]
+
+
+def test_an_area_that_the_truth_has_beats_that_of_the_box():
+    true = truths(("a", "cat", (0, 0, 100, 100)), ("a", "cat", (200, 0, 300, 100)))
+    evaluation = evaluate_detection(
+        predictions(), true.assign(area=[900.0, math.nan]), asked(("a", "cat"))
+    )
+    assert evaluation.per_size["support"].tolist() == [1, 0, 1]
+
+
+def many_images(images, seed):
+    """One cat an image; a third is missed and a fifth gets a false box beside."""
+    rng = np.random.default_rng(seed)
+    names = [f"{i:03}" for i in range(images)]
+    found = [(name, "cat", 0.9, SQUARE) for name in names if rng.random() < 2 / 3]
+    found += [(name, "cat", 0.8, FAR) for name in names if rng.random() < 1 / 5]
+    return (
+        predictions(*found),
+        truths(*((name, "cat", SQUARE) for name in names)),
+        asked(*((name, "cat") for name in names)),
+    )
+
+
+def test_the_interval_of_f1_is_a_bootstrap_over_images():
+    found, true, pairs = many_images(40, seed=1)
+    hits = pairs["image_id"].isin(found.loc[found["score"] == 0.9, "image_id"]).to_numpy()
+    alarms = pairs["image_id"].isin(found.loc[found["score"] == 0.8, "image_id"]).to_numpy()
+    drawn = np.random.default_rng(7).integers(40, size=(4000, 40))
+    tp, fp = hits[drawn].sum(axis=1), alarms[drawn].sum(axis=1)
+    low, high = np.quantile(2 * tp / (2 * tp + fp + 40 - tp), [0.025, 0.975])
+    evaluation = evaluate_detection(found, true, pairs)
+    assert evaluation.f1_interval.low == pytest.approx(low, abs=0.02)
+    assert evaluation.f1_interval.high == pytest.approx(high, abs=0.02)
+    # All overlaps are 1 or 0, so no threshold differs from another.
+    assert evaluation.mean_f1_interval.low == pytest.approx(evaluation.f1_interval.low)
+    assert evaluation.mean_f1_interval.high == pytest.approx(evaluation.f1_interval.high)
+    row = evaluation.per_label.iloc[0]
+    assert (row["f1_low"], row["f1_high"]) == (
+        evaluation.f1_interval.low,
+        evaluation.f1_interval.high,
+    )
+
+
+def test_what_is_right_everywhere_is_as_sure_as_there_are_images_that_show_something():
+    names = [str(i) for i in range(9)]
+    evaluation = evaluate_detection(
+        predictions(*((name, "cat", 0.9, SQUARE) for name in names)),
+        truths(*((name, "cat", SQUARE) for name in names)),
+        asked(*((name, label) for name in (*names, "empty") for label in ("cat", "dog"))),
+    )
+    assert evaluation.f1_interval == wilson_interval(9, 9)
+    assert evaluation.absent_interval == wilson_interval(0, 11)
+    assert evaluation.per_label["f1_low"].isna().tolist() == [False, True]
+
+
+def test_one_image_says_nothing_of_chance():
+    evaluation = evaluate_detection(
+        predictions(("a", "cat", 0.9, SQUARE)), truths(("a", "cat", SQUARE)), asked(("a", "cat"))
+    )
+    assert (evaluation.overall.f1, evaluation.f1_interval) == (1, None)
+
+
+def test_matches_keep_what_they_are_answers_of():
+    found = predictions(("a", "cat", 0.9, SQUARE), ("a", "cat", 0.3, FAR)).assign(
+        annotation_id=["one", "two"], model_key="key"
+    )
+    matches = evaluate_detection(found, truths(("a", "cat", SQUARE)), asked(("a", "cat"))).matches
+    assert matches.set_index("annotation_id")["correct"].to_dict() == {"one": True, "two": False}
+    assert matches["model_key"].tolist() == ["key", "key"]

@@ -10,6 +10,7 @@ from PIL import Image
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
 from labeling_pipeline.evaluation.detection import evaluate_detection
+from labeling_pipeline.evaluation.entry import EntryEvaluation, Origin
 from labeling_pipeline.evaluation.intervals import Interval
 from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
@@ -37,6 +38,7 @@ from labeling_pipeline.evaluation.report.files import (
 )
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.evaluation.text import MISREAD_COLUMNS
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 NOTHING = (
@@ -87,7 +89,7 @@ def full():
         ),
     )
     return page_of(
-        detection_section((EntryDetection("objects", boxes, keypoints, (picture(),)),)),
+        detection_section((EntryDetection(measured(boxes, keypoints), (picture(),)),)),
         actions_section(ActionReport(actions, (picture(width=1200),))),
         agreement_section(AgreementReport(agreement, (picture("JPEG"),))),
         coverage_section(
@@ -104,6 +106,24 @@ def full():
             (ModelUse("objects", "rex", "org/rex", "abc", "MIT", "k1", {"dtype": "float32"}),),
             "entries: []",
         ),
+    )
+
+
+def measured(boxes, keypoints=None, **parts):
+    nothing = pd.DataFrame(columns=["path", *MISREAD_COLUMNS])
+    return EntryEvaluation(
+        **{
+            "entry": "objects",
+            "origin": Origin.FILES,
+            "boxes": boxes,
+            "ranking": None,
+            "keypoints": keypoints,
+            "outlines": None,
+            "text": None,
+            "errors": boxes.errors.assign(path=boxes.errors["image_id"] + ".jpg"),
+            "misread": nothing,
+        }
+        | parts
     )
 
 
@@ -167,7 +187,7 @@ def test_names_are_escaped():
 def test_numbers_that_do_not_exist_are_dashes():
     html = render_report(full())
     row = re.search(r'<tr><td class="wrap">owl</td>.*?</tr>', html).group()
-    assert row.count("<td>–</td>") == 6
+    assert row.count("<td>–</td>") == 5
     assert not re.search(r"\b(nan|None)\b", re.sub(r"base64,[^\"]*", "", html))
     assert [number(None), number(float("nan")), percent(None), number(0.0)] == [
         *("–", "–", "–", "0.00")

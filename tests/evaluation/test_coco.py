@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.evaluation.coco import read_coco
 from labeling_pipeline.tasks import PERSON
 
 
@@ -29,7 +29,8 @@ def read(document):
 def test_boxes_become_corners_and_images_without_boxes_are_covered():
     truth = read(coco())
 
-    assert truth.boxes.to_dict("records") == [
+    known = truth.boxes.dropna(axis="columns").to_dict("records")
+    assert known == [
         {
             "file_name": "Sitting/a.jpg",
             "label": "person",
@@ -73,7 +74,7 @@ BOX = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        pytest.param("{not json", "not valid JSON", id="no JSON"),
+        pytest.param("{not json", "a COCO file in JSON", id="no JSON"),
         pytest.param("[]", "an object with images", id="a list"),
         pytest.param({"images": []}, "a list", id="no categories"),
         pytest.param(coco(images=[{"id": 1}]), "file_name", id="an image without a name"),
