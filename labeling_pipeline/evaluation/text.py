@@ -12,7 +12,8 @@ there is no line do not enter here: they are false boxes, and add to the page.
 
 **Page by page**: all text of an image in reading order, what is there against what was read. A line
 split in two costs nothing here, a line in the wrong place does. Reading order is from top to
-bottom and, among boxes that share half of the lower one's height, from left to right.
+bottom and, among boxes beside each other, which share half of the height of the less high one,
+from left to right.
 """
 
 import re

@@ -131,8 +131,8 @@ def test_what_was_not_asked_and_what_nobody_could_read_does_not_count():
 
 
 def test_text_without_places_is_judged_page_by_page():
-    read = found(("a", "Mind step\nDesk 3", FIRST), ("b", "", FIRST))
-    read.loc[:, BOX] = np.nan
+    nowhere = (np.nan,) * 4
+    read = found(("a", "Mind step\nDesk 3", nowhere), ("b", "", nowhere))
     true = found(("a", "Desk 3", SECOND), ("a", "Mind the step", FIRST), ("b", "Exit", FIRST))
     evaluation = evaluate_text(read, true, asked("a", "b"), has_places=False)
     assert counts(evaluation.pages.characters) == (0, 4 + 4, 0, 20 + 4)
@@ -162,8 +162,8 @@ def test_the_interval_is_over_pages():
         ),
         pytest.param(
             [(0, 0, 40, 30), (50, 0, 90, 10), (50, 20, 90, 30)],
-            [1, 0, 2],
-            id="beside a large box the first small one is above its middle",
+            [0, 1, 2],
+            id="a tall box belongs to the first line beside it",
         ),
         pytest.param([], [], id="nothing"),
         pytest.param([[np.nan] * 4, [np.nan] * 4], [0, 1], id="without places as they come"),
