@@ -84,8 +84,8 @@ def _metadata(
     told |= {f"{name}_{measure}": fixed(one.value) for measure, one in measures.items()}
     told[f"{name}_intervals"] = table(intervals)
     if evaluation.boxes:
-        told[f"{name}_labels"] = frame_table(evaluation.labels[_LABEL_COLUMNS])
-        told[f"{name}_errors"] = frame_table(evaluation.kinds)
+        told[f"{name}_per_label"] = frame_table(evaluation.labels[_LABEL_COLUMNS])
+        told[f"{name}_error_kinds"] = frame_table(evaluation.kinds)
     if evaluation.text:
         told[f"{name}_misread"] = frame_table(evaluation.misread.drop(columns="image_id"))
     return told | {figure: png(data) for figure, data in figures.items()}

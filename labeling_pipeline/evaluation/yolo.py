@@ -104,9 +104,10 @@ def label_files(image: str, root: str, names_file: str) -> Iterator[str]:
         Paths, relative to the root unless ``names_file`` is not.
     """
     stem = image.rpartition(".")[0]
-    before, found, after = f"{root}/{stem}".rpartition("/images/")
+    top = posixpath.join("/", root)
+    before, found, after = posixpath.join(top, stem).rpartition("/images/")
     if found:
-        yield f"{posixpath.relpath(f'{before}/labels/{after}', root or '.')}.txt"
+        yield f"{posixpath.relpath(f'{before}/labels/{after}', top)}.txt"
     yield f"{stem}.txt"
     yield f"{posixpath.join(posixpath.dirname(names_file), 'labels', stem)}.txt"
 

@@ -125,7 +125,7 @@ def write_detection(folder: Path, evaluations: Iterable[EntryEvaluation]) -> Non
     ``<name>_sizes``, ``<name>_errors``, ``<name>_keypoints``, ``<name>_misread``, those that its
     task has.
     """
-    for one in evaluations:
+    for one in filter(lambda one: one.judged_images, evaluations):
         tables = {"errors": one.errors, "misread": one.misread if one.text else None}
         if one.boxes:
             tables |= {"labels": one.labels, "sizes": one.sizes}
@@ -151,7 +151,7 @@ def _written(measure: Measure) -> dict[str, object]:
 def detection_figures(evaluation: EntryEvaluation) -> dict[str, bytes]:
     """What is seen at a glance of one evaluation: name -> PNG."""
     boxes, name = evaluation.boxes, evaluation.name
-    if boxes is None:
+    if boxes is None or not evaluation.judged_images:
         return {}
     figures = {
         f"{name}_labels": plots.detection_labels(boxes.per_label),

@@ -193,7 +193,8 @@ class _File:
 
     def _rows(self, rows: pd.DataFrame) -> pd.DataFrame:
         ids = {name: image_id for image_id, name in self.images.items()}
-        return rows.assign(image_id=rows["file_name"].map(ids)).dropna(subset="image_id")
+        known = rows.assign(image_id=rows["file_name"].map(ids)).dropna(subset="image_id")
+        return known.astype({"image_id": str})
 
 
 def _read_files(store: AnnotationStore, plan: Plan, source: ImageSource) -> list[_File]:
