@@ -48,6 +48,11 @@ def read_coco(path: str, data: bytes) -> GroundTruth:
         if image.get("action") is not None
     }
 
+    keypoint_names = {
+        key: _keypoint_names(path, f"categories id {key}", category)
+        for key, category in categories.items()
+    }
+
     boxes: list[tuple[Any, ...]] = []
     keypoints: list[tuple[Any, ...]] = []
     for position, annotation in enumerate(_list(path, document, "annotations")):
@@ -65,9 +70,9 @@ def read_coco(path: str, data: bytes) -> GroundTruth:
                 _segmentation(path, where, annotation),
             )
         )
-        category, points = categories[annotation["category_id"]], annotation.get("keypoints")
-        if points or category.get("keypoints"):
-            names = _keypoint_names(path, where, category)
+        category, points = annotation["category_id"], annotation.get("keypoints")
+        if points or categories[category].get("keypoints"):
+            names = keypoint_names[category]
             given = _keypoints(path, where, points, names) if points else [(names[0], _UNLABELLED)]
             person = (file_name, position, label, *box, area)
             keypoints += [(*person, name, *point) for name, point in given]
@@ -155,7 +160,7 @@ def _keypoint_names(path: str, where: str, category: Mapping[str, Any]) -> list[
     if names is None:
         return list(PERSON.keypoints)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise invalid(path, f"the category of {where}, keypoints", "a list of names", names)
+        raise invalid(path, f"{where}, keypoints", "a list of names", names)
     return [name.replace("_", " ") for name in names]
 
 

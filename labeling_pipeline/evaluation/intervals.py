@@ -10,6 +10,7 @@ are right or wrong together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -49,9 +50,7 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
     if not trials:
         return None
-    from scipy.stats import norm
-
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share = successes / trials
     center = share + z**2 / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
