@@ -96,7 +96,9 @@ def test_there_may_be_no_truth_one_or_several(said, files):
 
 def test_a_truth_that_is_no_file_name_is_told_with_its_place():
     text = "entries: [{name: object, task: detection}]\nground_truth: [truth.json, 7]"
-    with pytest.raises(PlanError, match=r"plan:2: ground_truth\[1\]: expected a valid string, got 7"):
+    with pytest.raises(
+        PlanError, match=r"plan:2: ground_truth\[1\]: expected a valid string, got 7"
+    ):
         parse_plan(text)
 
 
