@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labeling_pipeline.evaluation.detection import (
+from labeling_pipeline.evaluation.tables import (
     areas_of,
     boxes_of,
     crowd_of,
+    pairs_of,
     rows_of,
     scores_of,
 )
@@ -25,7 +26,6 @@ from labeling_pipeline.evaluation.detection import (
 MOST_BOXES, MOST_PEOPLE = 100, 20
 """So many predictions of a label on an image COCO looks at."""
 
-_PAIR = ["image_id", "label"]
 _ONE_LABEL = 1
 
 
@@ -66,7 +66,7 @@ def rank_boxes(
     Returns:
         ``None`` if there are predictions and none has a score: nothing says which goes first.
     """
-    pairs = asked[_PAIR].drop_duplicates().sort_values(_PAIR, ignore_index=True)
+    pairs = pairs_of(asked)
     found, found_pairs = rows_of(predictions, pairs)
     true, true_pairs = rows_of(truths, pairs)
     scores = _ranking(scores_of(found))

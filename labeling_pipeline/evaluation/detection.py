@@ -22,19 +22,21 @@ import numpy as np
 import pandas as pd
 
 from labeling_pipeline.evaluation.detection_errors import ErrorKind, find_errors
-from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_intervals,
     share_interval,
     wilson_interval,
 )
-from labeling_pipeline.evaluation.matching import (
-    BoxSet,
-    Matching,
-    MatchingAt,
-    box_areas,
-    match_greedily,
+from labeling_pipeline.evaluation.matching import Matching, MatchingAt, box_areas, match_rows
+from labeling_pipeline.evaluation.tables import (
+    PAIR,
+    areas_of,
+    boxes_of,
+    crowd_of,
+    pairs_of,
+    rows_of,
+    scores_of,
 )
 
 IOU_THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -43,7 +45,6 @@ IOU_THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * i, 2) for i in rang
 SIZES_PX2: Mapping[str, float] = {"small": 32**2, "medium": 96**2, "large": math.inf}
 """Size of an object -> the area below which its own lies, COCO's."""
 
-_PAIR = ["image_id", "label"]
 _KEPT = ("annotation_id", "model_key")
 
 
@@ -167,19 +168,18 @@ def evaluate_detection(
         asked: ``image_id, label``, every pair that was asked and that the truth covers.
         iou_threshold: least IoU of a right box, above 0 and at most 1.
     """
-    pairs = asked[_PAIR].drop_duplicates().sort_values(_PAIR, ignore_index=True)
+    pairs = pairs_of(asked)
     found, found_pairs = rows_of(predictions, pairs)
     true, true_pairs = rows_of(truths, pairs)
-    predicted, objects = BoxSet(found_pairs, boxes_of(found)), BoxSet(true_pairs, boxes_of(true))
-    scores, crowd = scores_of(found), crowd_of(true)
+    crowd = crowd_of(true)
     thresholds = sorted({*IOU_THRESHOLDS, iou_threshold})
-    matching = match_greedily(predicted, scores, objects, crowd, thresholds)
+    matching = match_rows(found, found_pairs, true, true_pairs, thresholds)
     at = thresholds.index(iou_threshold)
     means = [thresholds.index(threshold) for threshold in IOU_THRESHOLDS]
     tally = _Tally.of(pairs, found_pairs, true_pairs, crowd, matching)
     f1, mean_f1, *by_label = tally.f1_intervals(at, means)
     now = matching.at(at)
-    errors = find_errors(found.assign(score=scores), true, now, crowd, iou_threshold, truths)
+    errors = find_errors(found, true, now, iou_threshold, truths)
     kept = [name for name in _KEPT if name in found]
     return DetectionEvaluation(
         iou_threshold=iou_threshold,
@@ -190,55 +190,14 @@ def evaluate_detection(
         mean_f1_interval=mean_f1,
         per_label=_per_label(tally, thresholds, at, means, by_label, errors),
         per_size=_per_size(found, true, crowd, now),
-        matches=found[[*_PAIR, *kept]]
-        .assign(score=scores, iou=now.iou, correct=now.taken >= 0)[~now.ignored]
+        matches=found[[*PAIR, *kept]]
+        .assign(score=scores_of(found), iou=now.iou, correct=now.taken >= 0)[~now.ignored]
         .reset_index(drop=True),
         errors=errors,
         judged_images=tuple(tally.images),
         not_asked=len(truths) - len(true),
         ignored=int(now.ignored.sum()),
     )
-
-
-def rows_of(rows: pd.DataFrame, keys: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The rows whose key columns occur in ``keys``, in an order of their own content.
-
-    Returns:
-        The n rows, and (n,) int64, which row of ``keys`` each belongs to.
-    """
-    columns = list(keys.columns)
-    if rows.empty or keys.empty:
-        return rows.iloc[:0], np.empty(0, dtype=np.int64)
-    by = [name for name in (*columns, *BOX_COLUMNS, "score") if name in rows]
-    rows = rows.sort_values(by, kind="stable")
-    place = pd.MultiIndex.from_frame(keys).get_indexer(pd.MultiIndex.from_frame(rows[columns]))
-    return rows[place >= 0].reset_index(drop=True), place[place >= 0].astype(np.int64)
-
-
-def boxes_of(rows: pd.DataFrame) -> np.ndarray:
-    """(n, 4) float64, xyxy in pixels."""
-    return rows[BOX_COLUMNS].to_numpy(dtype=float).reshape(-1, 4)
-
-
-def scores_of(rows: pd.DataFrame) -> np.ndarray:
-    """(n,) float64; a missing score is NaN."""
-    return pd.to_numeric(rows["score"]).to_numpy(dtype=float, na_value=np.nan)
-
-
-def crowd_of(truths: pd.DataFrame) -> np.ndarray:
-    """(n,) bool, which true boxes are crowd regions."""
-    if "iscrowd" not in truths:
-        return np.zeros(len(truths), dtype=bool)
-    return truths["iscrowd"].to_numpy(dtype=bool)
-
-
-def areas_of(truths: pd.DataFrame) -> np.ndarray:
-    """(n,) float64 areas of true objects as the truth has them, else of their boxes; px²."""
-    of_boxes = box_areas(boxes_of(truths))
-    if "area" not in truths:
-        return of_boxes
-    given = pd.to_numeric(truths["area"]).to_numpy(dtype=float, na_value=np.nan)
-    return np.where(np.isnan(given), of_boxes, given)
 
 
 @dataclass(frozen=True)

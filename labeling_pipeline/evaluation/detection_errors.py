@@ -12,6 +12,7 @@ import pandas as pd
 
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.matching import BoxSet, MatchingAt, overlaps
+from labeling_pipeline.evaluation.tables import PAIR, boxes_of, crowd_of, scores_of
 
 NEARBY_IOU = 0.1
 """A false box that overlaps an object of its label so much is a misplaced one."""
@@ -39,7 +40,6 @@ def find_errors(
     found: pd.DataFrame,
     true: pd.DataFrame,
     matching: MatchingAt,
-    crowd: np.ndarray,
     iou_threshold: float,
     known: pd.DataFrame,
 ) -> pd.DataFrame:
@@ -49,7 +49,6 @@ def find_errors(
         found: predictions, ``image_id, label, score`` and the box columns.
         true: true boxes of the same asked pairs.
         matching: of the two.
-        crowd: (true,) bool, marks crowd regions.
         iou_threshold: that of the matching.
         known: all true boxes, also of labels that were not asked.
 
@@ -59,22 +58,22 @@ def find_errors(
         the missed object ``x0_px, y0_px, x1_px, y1_px``, and ``true_label``: of the object of
         another label on which a false box lies, missing if it lies on none.
     """
-    pairs = pd.MultiIndex.from_frame(true[["image_id", "label"]])
+    pairs = pd.MultiIndex.from_frame(true[PAIR])
     is_false = (matching.taken < 0) & ~matching.ignored
     false = found[is_false]
     iou = matching.iou[is_false]
-    is_absent = ~pd.MultiIndex.from_frame(false[["image_id", "label"]]).isin(pairs)
+    is_absent = ~pd.MultiIndex.from_frame(false[PAIR]).isin(pairs)
     kinds = np.select(
         [is_absent, iou >= iou_threshold, iou >= NEARBY_IOU],
         [ErrorKind.FALSE_ON_ABSENT, ErrorKind.DUPLICATE, ErrorKind.MISPLACED],
         ErrorKind.WRONG,
     )
-    missed = ~crowd
+    missed = ~crowd_of(true)
     missed[matching.taken[matching.taken >= 0]] = False
     unfound = true[missed].assign(score=np.nan, iou=matching.true_iou[missed])
     errors = pd.concat(
         [
-            false.assign(kind=kinds, iou=iou),
+            false.assign(kind=kinds, iou=iou, score=scores_of(false)),
             unfound.assign(kind=ErrorKind.MISSED.value),
         ]
     )
@@ -110,5 +109,4 @@ def _other_labels(false: pd.DataFrame, known: pd.DataFrame, iou_threshold: float
 
 
 def _by_image(rows: pd.DataFrame, images: pd.Index) -> BoxSet:
-    boxes = rows[BOX_COLUMNS].to_numpy(dtype=float).reshape(-1, 4)
-    return BoxSet(images.get_indexer(rows["image_id"]), boxes)
+    return BoxSet(images.get_indexer(rows["image_id"]), boxes_of(rows))

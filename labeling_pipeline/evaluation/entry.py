@@ -50,8 +50,8 @@ class EntryEvaluation:
 
     @property
     def name(self) -> str:
-        """Of its files and figures."""
-        return self.entry if self.origin is Origin.FILES else f"{self.entry}_corrected"
+        """Of its files and figures; no other entry can be called so."""
+        return self.entry if self.origin is Origin.FILES else f"{self.entry}-corrected"
 
     @property
     def judged_images(self) -> int:

@@ -27,9 +27,10 @@ import pandas as pd
 
 from labeling_pipeline.annotations import Keypoint
 from labeling_pipeline.evaluation.average_precision import AveragePrecision, rank_people
-from labeling_pipeline.evaluation.detection import areas_of, boxes_of, ratio, rows_of, scores_of
+from labeling_pipeline.evaluation.detection import ratio
 from labeling_pipeline.evaluation.intervals import Interval, bootstrap_intervals, share_interval
-from labeling_pipeline.evaluation.matching import BoxSet, match_greedily
+from labeling_pipeline.evaluation.matching import match_rows
+from labeling_pipeline.evaluation.tables import areas_of, boxes_of, rows_of
 from labeling_pipeline.tasks import PERSON, Skeleton
 
 PERSON_SIGMAS = (
@@ -97,13 +98,7 @@ def evaluate_keypoints(
     people, people_images = rows_of(truths.drop_duplicates("instance"), images)
     points = _true_points(truths, people["instance"], skeleton)
     placed = _placed_points(found["keypoints"], skeleton)
-    matching = match_greedily(
-        BoxSet(found_images, boxes_of(found)),
-        scores_of(found),
-        BoxSet(people_images, boxes_of(people)),
-        np.zeros(len(people), dtype=bool),
-        [iou_threshold],
-    ).at(0)
+    matching = match_rows(found, found_images, people, people_images, [iou_threshold]).at(0)
     is_labelled = points[..., 2] > 0
     has_points = is_labelled.sum(axis=1) > 0
     row = np.flatnonzero(matching.taken >= 0)

@@ -22,6 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+
+from labeling_pipeline.evaluation.tables import boxes_of, crowd_of, scores_of
 
 # Pairs of boxes that are looked at together; bounds the memory where many boxes share a group.
 _PAIRS_AT_ONCE = 1_000_000
@@ -128,6 +131,23 @@ def match_greedily(
     inside = _share_in_crowds(predicted, BoxSet(true.groups[crowd], true.boxes[crowd]))
     ignored = (taken < 0) & (inside >= least)
     return Matching(taken, taken_iou, ignored, nearest, best, true_iou)
+
+
+def match_rows(
+    found: pd.DataFrame,
+    found_groups: np.ndarray,
+    true: pd.DataFrame,
+    true_groups: np.ndarray,
+    thresholds: Sequence[float],
+) -> Matching:
+    """As `match_greedily`, for tables with box columns, ``score`` and, optionally, ``iscrowd``."""
+    return match_greedily(
+        BoxSet(found_groups, boxes_of(found)),
+        scores_of(found),
+        BoxSet(true_groups, boxes_of(true)),
+        crowd_of(true),
+        thresholds,
+    )
 
 
 def overlaps(one: BoxSet, two: BoxSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labeling_pipeline.evaluation.detection import boxes_of, crowd_of, rows_of, scores_of
-from labeling_pipeline.evaluation.matching import BoxSet, match_greedily
-
-_PAIR = ["image_id", "label"]
+from labeling_pipeline.evaluation.matching import match_rows
+from labeling_pipeline.evaluation.tables import pairs_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,10 @@ def evaluate_outlines(
         asked: ``image_id, label``.
         iou_threshold: least IoU of the boxes of a matched pair, above 0 and at most 1.
     """
-    pairs = asked[_PAIR].drop_duplicates().sort_values(_PAIR, ignore_index=True)
+    pairs = pairs_of(asked)
     found, found_pairs = rows_of(predictions, pairs)
     true, true_pairs = rows_of(truths, pairs)
-    taken = (
-        match_greedily(
-            BoxSet(found_pairs, boxes_of(found)),
-            scores_of(found),
-            BoxSet(true_pairs, boxes_of(true)),
-            crowd_of(true),
-            [iou_threshold],
-        )
-        .at(0)
-        .taken
-    )
+    taken = match_rows(found, found_pairs, true, true_pairs, [iou_threshold]).at(0).taken
     row = np.flatnonzero(taken >= 0)
     both = zip(
         found["polygon"].to_numpy(dtype=object)[row],

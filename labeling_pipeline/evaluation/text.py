@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labeling_pipeline.evaluation.detection import boxes_of, crowd_of, ratio, rows_of, scores_of
+from labeling_pipeline.evaluation.detection import ratio
 from labeling_pipeline.evaluation.intervals import (
     Interval,
     Measure,
     bootstrap_intervals,
     share_interval,
 )
-from labeling_pipeline.evaluation.matching import BoxSet, match_greedily
+from labeling_pipeline.evaluation.matching import match_rows
+from labeling_pipeline.evaluation.tables import boxes_of, crowd_of, pairs_of, rows_of
 
-_PAIR = ["image_id", "label"]
 _SAME_LINE = 0.5
 MISREAD_COLUMNS = ["image_id", "label", "true_text", "read_text", "errors", "cer", "iou"]
 
@@ -112,7 +112,7 @@ def evaluate_text(
         has_places: whether both have boxes; without, only pages are judged.
         iou_threshold: least IoU of a line and the box that found it, above 0 and at most 1.
     """
-    pairs = asked[_PAIR].drop_duplicates().sort_values(_PAIR, ignore_index=True)
+    pairs = pairs_of(asked)
     image_of, images = pd.factorize(pairs["image_id"], sort=True)
     found, found_pairs = rows_of(predictions, pairs)
     true, true_pairs = rows_of(truths, pairs)
@@ -120,19 +120,13 @@ def evaluate_text(
     true = true.assign(image=image_of[true_pairs], text=_normalized(true["text"]))
     lines = None
     if has_places:
-        crowd = crowd_of(true)
-        matching = match_greedily(
-            BoxSet(found_pairs, boxes_of(found)),
-            scores_of(found),
-            BoxSet(true_pairs, boxes_of(true)),
-            crowd,
-            [iou_threshold],
-        ).at(0)
+        matching = match_rows(found, found_pairs, true, true_pairs, [iou_threshold]).at(0)
         row = np.flatnonzero(matching.taken >= 0)
         read, iou = np.full(len(true), "", dtype=object), np.full(len(true), np.nan)
         read[matching.taken[row]] = found["text"].to_numpy(dtype=object)[row]
         iou[matching.taken[row]] = matching.iou[row]
-        true, found = true.assign(read=read, iou=iou)[~crowd], found[~matching.ignored]
+        true = true.assign(read=read, iou=iou)[~crowd_of(true)]
+        found = found[~matching.ignored]
         lines = _Compared.of(true, len(images))
     pages = _Compared.of(_pages(true, found, list(images)), len(images))
     return TextEvaluation(

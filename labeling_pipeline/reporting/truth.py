@@ -80,8 +80,8 @@ def known_from_files(store: AnnotationStore, plan: Plan, source: ImageSource) ->
     Raises:
         ConfigurationError: a file cannot be read, or is not what its format prescribes.
     """
-    files = _read_files(store, plan, source)
-    if not files:
+    truth = _read_files(store, plan, source)
+    if not truth.files:
         return []
     asked = _asked(store, plan)
     annotations = _placed(
@@ -90,20 +90,20 @@ def known_from_files(store: AnnotationStore, plan: Plan, source: ImageSource) ->
     found = []
     for entry in filter(is_evaluated, plan.entries):
         questions = asked[asked["entry"] == entry.name]
-        decides = _deciding(files, entry, questions)
-        parts = [
-            file.about(entry, questions[decides == number]) for number, file in enumerate(files)
-        ]
+        pairs = questions.loc[truth.knows(entry, questions), [*_PAIR, "path"]]
+        boxes = truth.boxes
+        if _is_page(entry):
+            boxes = boxes[boxes["text"].notna()].drop(columns="label").merge(pairs[_PAIR])
         found.append(
             Known(
                 entry,
                 Origin.FILES,
-                pairs=questions.loc[decides >= 0, [*_PAIR, "path"]],
+                pairs=pairs,
                 predictions=annotations[annotations["entry"] == entry.name],
-                boxes=pd.concat([boxes for boxes, _ in parts], ignore_index=True),
-                keypoints=_people_apart([keypoints for _, keypoints in parts]),
-                has_text=any(file.truth.has_text for file in files),
-                notes=_notes(files, entry, questions),
+                boxes=boxes,
+                keypoints=truth.keypoints.merge(pairs[_PAIR]),
+                has_text=any(file.truth.has_text for file in truth.files),
+                notes=_notes(truth.files, entry, questions),
             )
         )
     return found
@@ -125,7 +125,7 @@ def known_from_corrections(store: AnnotationStore, plan: Plan, source: ImageSour
     answered = _placed(answered_annotations(store, view, image_ids=images).to_pandas())
     corrected = current_annotations(store, view)
     corrected = _placed(corrected[corrected["image_id"].isin(images)])
-    files, asked = _read_files(store, plan, source), _asked(store, plan)
+    by_file, asked = _read_files(store, plan, source), _asked(store, plan)
     touched = pd.DataFrame(
         list(dict.fromkeys(pair for one in corrections for pair in _looked_at(one))),
         columns=["entry", *_PAIR],
@@ -133,10 +133,10 @@ def known_from_corrections(store: AnnotationStore, plan: Plan, source: ImageSour
     found = []
     for entry in plan.entries:
         questions = asked[asked["entry"] == entry.name].merge(touched)
-        pairs = questions.loc[_deciding(files, entry, questions) < 0, [*_PAIR, "path"]]
+        pairs = questions.loc[~by_file.knows(entry, questions), [*_PAIR, "path"]]
         if pairs.empty:
             continue
-        truth = _of_pairs(_once(corrected, entry), pairs)
+        truth = _once(corrected, entry).merge(pairs[_PAIR])
         found.append(
             Known(
                 entry,
@@ -175,31 +175,62 @@ class _File:
     truth: GroundTruth
     images: dict[str, str]
 
-    def knows(self, entry: Entry, questions: pd.DataFrame) -> np.ndarray:
-        """(n,) bool, whether it can judge each question. Text of a whole page has no label that a
-        truth could know: it is all that stands on the image."""
-        is_known = questions["image_id"].isin(list(self.images))
-        if _is_page(entry):
-            return np.asarray(is_known & self.truth.has_text)
-        return np.asarray(is_known & questions["label"].isin(self.truth.labels))
+    def covers(self, questions: pd.DataFrame) -> np.ndarray:
+        """(n,) bool, whether it knows the image and the label of each."""
+        known = questions["image_id"].isin(list(self.images))
+        return np.asarray(known & questions["label"].isin(self.truth.labels))
 
-    def about(self, entry: Entry, questions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Boxes and keypoints of these questions."""
-        boxes, keypoints = self._rows(self.truth.boxes), self._rows(self.truth.keypoints)
-        if _is_page(entry):
-            texts = boxes[boxes["text"].notna()].drop(columns="label")
-            return texts.merge(questions[_PAIR]), keypoints.iloc[:0]
-        return _of_pairs(boxes, questions), _of_pairs(keypoints, questions)
-
-    def _rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def rows(self, rows: pd.DataFrame, earlier: Sequence["_File"]) -> pd.DataFrame:
+        """Those of its rows that are about the dataset's images and about nothing that an earlier
+        file covers, with ``image_id``."""
         ids = {name: image_id for image_id, name in self.images.items()}
         known = rows.assign(image_id=rows["file_name"].map(ids)).dropna(subset="image_id")
-        return known.astype({"image_id": str})
+        known = known.astype({"image_id": str})
+        for file in earlier:
+            known = known[~file.covers(known)]
+        return known
 
 
-def _read_files(store: AnnotationStore, plan: Plan, source: ImageSource) -> list[_File]:
-    if not plan.ground_truth:
-        return []
+_NO_FILE = _File("", GroundTruth.of((), (), frozenset(), frozenset()), {})
+
+
+@dataclass(frozen=True)
+class _Files:
+    """All files of truth. boxes, keypoints: of each image and label from the first that covers it;
+    as in `GroundTruth`, with ``image_id``."""
+
+    files: tuple[_File, ...]
+    boxes: pd.DataFrame
+    keypoints: pd.DataFrame
+
+    @classmethod
+    def of(cls, files: Sequence[_File]) -> "_Files":
+        """files: in the order of the plan."""
+        boxes, keypoints = [], []
+        for number, file in enumerate(files or [_NO_FILE]):
+            boxes.append(file.rows(file.truth.boxes, files[:number]))
+            people = file.rows(file.truth.keypoints, files[:number])
+            # Those of several files stay apart.
+            keypoints.append(people.assign(instance=people["instance"] + (number << 32)))
+        return cls(
+            tuple(files),
+            pd.concat(boxes, ignore_index=True),
+            pd.concat(keypoints, ignore_index=True),
+        )
+
+    def knows(self, entry: Entry, questions: pd.DataFrame) -> np.ndarray:
+        """(n,) bool, whether any file can judge each question. Text of a whole page has no label
+        that a truth could know: it is all that stands on the image."""
+        known = np.zeros(len(questions), dtype=bool)
+        for file in self.files:
+            if not _is_page(entry):
+                known |= file.covers(questions)
+            elif file.truth.has_text:
+                known |= np.asarray(questions["image_id"].isin(list(file.images)))
+        return known
+
+
+def _read_files(store: AnnotationStore, plan: Plan, source: ImageSource) -> _Files:
     # A truth may know an image by any of the paths under which its content lies.
     paths = store.query(
         "SELECT path, image_id, width_px, height_px FROM dataset_files JOIN images USING (image_id)"
@@ -216,7 +247,7 @@ def _read_files(store: AnnotationStore, plan: Plan, source: ImageSource) -> list
         known = paths[paths["path"].isin(truth.file_names)].drop_duplicates("image_id")
         images = dict(zip(known["image_id"], known["path"], strict=True))
         files.append(_File(name, truth, images))
-    return files
+    return _Files.of(files)
 
 
 def _read_yolo(names: YoloNames, paths: pd.DataFrame, source: ImageSource) -> GroundTruth:
@@ -240,24 +271,6 @@ def _read_yolo(names: YoloNames, paths: pd.DataFrame, source: ImageSource) -> Gr
             if labels is not None
         },
     )
-
-
-def _deciding(files: Sequence[_File], entry: Entry, questions: pd.DataFrame) -> np.ndarray:
-    """(n,) int, the file that holds for each question, -1 for none."""
-    decides = np.full(len(questions), -1)
-    for number, file in enumerate(files):
-        decides[(decides < 0) & file.knows(entry, questions)] = number
-    return decides
-
-
-def _people_apart(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Keypoints of several files together; their people stay apart."""
-    highest = 0
-    apart = []
-    for part in parts:
-        apart.append(part.assign(instance=part["instance"] + highest))
-        highest += int(part["instance"].max()) + 1 if len(part) else 0
-    return pd.concat(apart, ignore_index=True)
 
 
 def _notes(files: Sequence[_File], entry: Entry, questions: pd.DataFrame) -> tuple[str, ...]:
@@ -322,10 +335,6 @@ def _keypoint_rows(people: pd.DataFrame, entry: Entry) -> pd.DataFrame:
 def _is_page(entry: Entry) -> bool:
     """Whether it reads the text of a whole image, without places."""
     return RULES[entry.task].geometry is Geometry.NONE
-
-
-def _of_pairs(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    return rows.merge(pairs[_PAIR])
 
 
 def _placed(annotations: pd.DataFrame) -> pd.DataFrame:

@@ -102,8 +102,8 @@ def test_corrections_are_a_truth_of_their_own_and_shown_as_such(evaluated):
     delete = {"kind": "delete", "image": "cat/0.png", "entry": "object", "label": "dog"}
     boxes = [bin_ / 999 * side for bin_, side in zip(BOXES["dog"][0], (120, 100) * 2, strict=True)]
     metadata, home = evaluated(corrections=[delete | {"bbox": boxes, "author": "Ann"}])
-    assert metadata["object_corrected_images"].value == 1
-    assert metadata["object_corrected_precision"].value == 0
+    assert metadata["object-corrected_images"].value == 1
+    assert metadata["object-corrected_precision"].value == 0
     assert "object_f1" not in metadata
     report = (home / "reports" / "report.html").read_text()
     assert "object where corrected" in report

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from labeling_pipeline.evaluation import matching
-from labeling_pipeline.evaluation.detection import IOU_THRESHOLDS, evaluate_detection, rows_of
+from labeling_pipeline.evaluation.detection import IOU_THRESHOLDS, evaluate_detection
 from labeling_pipeline.evaluation.matching import BoxSet, box_ious, match_greedily, overlaps
+from labeling_pipeline.evaluation.tables import rows_of
 from tests.evaluation.reference import coco_evaluation, random_boxes
 
 

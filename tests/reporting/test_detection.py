@@ -153,6 +153,17 @@ def test_of_two_files_the_first_that_knows_an_image_and_a_label_decides(project:
     assert counts(project.evaluate(project.plan(truth=[second, first]))["object"]) == (6, 0, 0)
 
 
+def test_a_box_on_an_object_that_nobody_asked_for_says_what_it_is(project: Project):
+    truth = project.coco(
+        annotation("cat/0.png", "owl", LEFT),
+        *CATS[1:],
+        categories=[{"id": label, "name": label} for label in ("cat", "owl")],
+    )
+    boxes = project.evaluate(project.plan(truth=truth))["object"].boxes
+    assert boxes.errors["true_label"].dropna().tolist() == ["owl"]
+    assert boxes.not_asked == 1
+
+
 def test_an_image_is_known_by_any_path_of_its_content(project: Project):
     copy = project.root / "dog" / "copy.png"
     copy.write_bytes((project.root / "cat/0.png").read_bytes())
@@ -228,7 +239,7 @@ def test_where_people_corrected_their_version_is_the_truth_of_that_image_and_lab
     plan = project.plan()
     project.correct(plan, ADD, DELETE)
     evaluation = evaluate_corrections(project.store, plan, project.source)["object"]
-    assert (evaluation.origin, evaluation.name) == (Origin.CORRECTIONS, "object_corrected")
+    assert (evaluation.origin, evaluation.name) == (Origin.CORRECTIONS, "object-corrected")
     # One box right, the deleted one wrong, the added one missed; other images are not judged.
     assert counts(evaluation) == (1, 1, 1)
     assert evaluation.judged_images == 1
