@@ -108,7 +108,7 @@ class DetectionEvaluation:
         was matched to, else with the nearest of its label, 0 if there is none.
     errors: one row a false box or a missed object, see `find_errors`.
     judged_images: every image with an asked pair, sorted.
-    not_asked: true boxes that do not count because their pair was not asked.
+    not_asked: true boxes on judged images that do not count because their pair was not asked.
     ignored: predictions that lie in a crowd region and count neither way.
     """
 
@@ -195,7 +195,7 @@ def evaluate_detection(
         .reset_index(drop=True),
         errors=errors,
         judged_images=tuple(tally.images),
-        not_asked=len(truths) - len(true),
+        not_asked=int(truths["image_id"].isin(tally.images).sum()) - len(true),
         ignored=int(now.ignored.sum()),
     )
 

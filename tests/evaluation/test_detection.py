@@ -168,6 +168,15 @@ def test_nothing_asked_yields_an_empty_table():
     assert evaluation.per_label.empty
     assert evaluation.matches.empty
     assert evaluation.overall == Counts()
+    assert evaluation.not_asked == 0
+
+
+def test_true_boxes_of_judged_images_that_nobody_asked_for_are_counted():
+    evaluation = evaluate_detection(
+        predictions(),
+        truths(("a", "cat", SQUARE), ("a", "dog", FAR), ("b", "cat", SQUARE)),
+        asked(("a", "cat")),
+    )
     assert evaluation.not_asked == 1
 
 
