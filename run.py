@@ -28,14 +28,15 @@ from assets.progress import LISTENERS
 from definitions import REPOSITORY, build_definitions
 from labeling_pipeline.asks import class_names, model_keys
 from labeling_pipeline.errors import ConfigurationError, LabelingError
-from labeling_pipeline.evaluation.intervals import Interval
+from labeling_pipeline.evaluation.entry import Origin
+from labeling_pipeline.evaluation.intervals import Measure
 from labeling_pipeline.home import Environment, Home, home_for
 from labeling_pipeline.images.sources import ImageSource, open_source
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan, load_plan
 from labeling_pipeline.reporting.actions import evaluate_stored_actions
 from labeling_pipeline.reporting.classes import class_table
-from labeling_pipeline.reporting.detection import evaluate_entries
+from labeling_pipeline.reporting.detection import evaluate_all
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_outcomes
 
@@ -259,15 +260,7 @@ def _print_summary(
         if len(files.not_accepted) > 40:
             console.print(f"... and {len(files.not_accepted) - 40} more, in the report")
     _print_classes(store, plan)
-    for entry, evaluation in evaluate_entries(store, plan, source).items():
-        boxes = evaluation.boxes
-        console.print(
-            f"[bold]{entry}[/] against the ground truth: F1 at IoU 0.5 "
-            f"[bold]{_ratio(boxes.overall.f1)}[/] ({boxes.overall.support} true boxes, "
-            f"{len(boxes.judged_images)} images)"
-        )
-        if evaluation.keypoints is not None:
-            console.print(f"[bold]{entry}[/] keypoints: PCK {_ratio(evaluation.keypoints.pck)}")
+    _print_detection(store, plan, source)
     for one in evaluate_stored_actions(store, plan):
         name, scores = escape(f"Human-action recognition, {one.title}"), one.evaluation.scores
         if not scores.images:
@@ -275,7 +268,7 @@ def _print_summary(
             continue
         console.print(
             f"[bold]{name}[/]: accuracy [bold]{_ratio(scores.accuracy.value)}[/]"
-            f"{_between(scores.accuracy.interval)} ({scores.images} images, "
+            f"{_interval(scores.accuracy)}, ({scores.images} images, "
             f"{one.evaluation.without_prediction} without a prediction)"
         )
     run_ids = ", ".join(f"'{run_id}'" for run_id in ran.run_ids)
@@ -293,6 +286,29 @@ def _print_summary(
         soft_wrap=True,
     )
     _print_failures(ran, source.root, plan_file)
+
+
+def _print_detection(store: AnnotationStore, plan: Plan, source: ImageSource) -> None:
+    for evaluation in evaluate_all(store, plan, source):
+        if not evaluation.judged_images:
+            continue
+        told = [
+            f"{called} [bold]{_ratio(measure.value)}[/]{_interval(measure)}"
+            for name, called in _MEASURES.items()
+            if (measure := evaluation.measures.get(name)) is not None
+        ]
+        truth = "the ground truth" if evaluation.origin is Origin.FILES else "people's corrections"
+        console.print(
+            f"[bold]{evaluation.entry}[/] against {truth}, {evaluation.judged_images} images: "
+            + ", ".join(told)
+        )
+
+
+_MEASURES = {
+    "f1": "F1 at IoU 0.5",
+    "pck": "PCK of the keypoints",
+    "page_character_error_rate": "character error rate",
+}
 
 
 def _print_classes(store: AnnotationStore, plan: Plan) -> None:
@@ -352,8 +368,9 @@ def _print_failures(ran: Ran, images: str, plan_file: Path) -> None:
         )
 
 
-def _between(interval: Interval | None) -> str:
-    return f", {interval.low:.3f} to {interval.high:.3f}" if interval else ""
+def _interval(measure: Measure) -> str:
+    interval = measure.interval
+    return f" ({_ratio(interval.low)} to {_ratio(interval.high)})" if interval else ""
 
 
 def _ratio(value: float | None) -> str:

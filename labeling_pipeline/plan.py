@@ -18,6 +18,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -201,6 +202,10 @@ class Actions(BaseModel):
         return name
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value or ()
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -251,7 +256,9 @@ class Plan(BaseModel):
     runtime: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
     source: SourceSettings = Field(default_factory=SourceSettings)  # type: ignore[arg-type]
     cleaning: CleaningRules = Field(default_factory=CleaningRules)  # type: ignore[arg-type]
-    ground_truth: str | None = Field(None, description="COCO file, relative to the images")
+    ground_truth: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="COCO files and YOLO's data.yaml, relative to the images"
+    )
     actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
     checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
     automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]

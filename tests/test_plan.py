@@ -77,7 +77,29 @@ def test_a_full_plan_says_everything_it_says():
     assert plan.action_entry() is posture
     assert (plan.actions.folds, plan.actions.seed) == (3, 7)
     assert (plan.cleaning.min_side_px, plan.runtime.batch_size) == (8, 2)
-    assert plan.ground_truth == "../truth.json"
+    assert plan.ground_truth == ("../truth.json",)
+
+
+@pytest.mark.parametrize(
+    ("said", "files"),
+    [
+        ("", ()),
+        ("ground_truth:", ()),
+        ("ground_truth: truth.json", ("truth.json",)),
+        ("ground_truth: [truth.json, yolo/data.yaml]", ("truth.json", "yolo/data.yaml")),
+    ],
+)
+def test_there_may_be_no_truth_one_or_several(said, files):
+    plan = parse_plan(f"{said}\nentries: [{{name: object, task: detection}}]")
+    assert plan.ground_truth == files
+
+
+def test_a_truth_that_is_no_file_name_is_told_with_its_place():
+    text = "entries: [{name: object, task: detection}]\nground_truth: [truth.json, 7]"
+    with pytest.raises(
+        PlanError, match=r"plan:2: ground_truth\[1\]: expected a valid string, got 7"
+    ):
+        parse_plan(text)
 
 
 def test_actions_are_told_apart_by_the_first_keypoint_entry_unless_said():

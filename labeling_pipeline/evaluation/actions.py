@@ -25,10 +25,10 @@ from labeling_pipeline.annotations import Keypoint, State
 from labeling_pipeline.evaluation.agreement import ANSWERED
 from labeling_pipeline.evaluation.classification import (
     Classification,
-    Estimate,
     evaluate_classification,
 )
-from labeling_pipeline.evaluation.detection import visible_points
+from labeling_pipeline.evaluation.intervals import Measure
+from labeling_pipeline.evaluation.keypoints import visible_points
 from labeling_pipeline.tasks import PERSON
 
 KEYPOINTS, ZERO_SHOT = "keypoints", "zero_shot"
@@ -129,7 +129,7 @@ def _compared(one: Recognition) -> dict[str, object]:
         "balanced_accuracy": scores.balanced_accuracy,
         "macro_f1": scores.macro_f1,
         "kappa": scores.kappa,
-        "accuracy_kept": Estimate(scores.abstain.accuracy, scores.abstain.interval),
+        "accuracy_kept": Measure(scores.abstain.accuracy, scores.abstain.interval),
     }
     numbers: dict[str, float | None] = {}
     for name, estimate in estimates.items():

@@ -22,18 +22,11 @@ from labeling_pipeline.evaluation.abstention import (
 )
 from labeling_pipeline.evaluation.intervals import (
     Interval,
+    Measure,
     bootstrap_intervals,
     clustered_interval,
 )
 from labeling_pipeline.evaluation.reliability import Reliability, measure_reliability
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % confidence interval; ``None`` for what does not exist."""
-
-    value: float | None
-    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +52,11 @@ class Classification:
 
     images: int
     predicted: int
-    accuracy: Estimate
-    accuracy_predicted: Estimate
-    balanced_accuracy: Estimate
-    macro_f1: Estimate
-    kappa: Estimate
+    accuracy: Measure
+    accuracy_predicted: Measure
+    balanced_accuracy: Measure
+    macro_f1: Measure
+    kappa: Measure
     k: int
     top_k: float | None
     per_class: pd.DataFrame
@@ -128,9 +121,9 @@ def evaluate_classification(
         predicted=int(got.sum()),
         accuracy=_share(right, group_codes),
         accuracy_predicted=_share(right[got], group_codes[got]),
-        balanced_accuracy=Estimate(_known(scores.balanced_accuracy), balanced),
-        macro_f1=Estimate(_known(scores.macro_f1), f1),
-        kappa=Estimate(_known(scores.kappa), kappa),
+        balanced_accuracy=Measure(_known(scores.balanced_accuracy), balanced),
+        macro_f1=Measure(_known(scores.macro_f1), f1),
+        kappa=Measure(_known(scores.kappa), kappa),
         k=k,
         top_k=_known(_mean(got & (_ranks(chances, _codes(truth, candidates)) < k))),
         per_class=pd.DataFrame(
@@ -249,12 +242,12 @@ def _ranks(chances: np.ndarray, true_codes: np.ndarray) -> np.ndarray:
     return ((chances > own) | ((chances == own) & earlier)).sum(axis=1)
 
 
-def _share(right: np.ndarray, group_codes: np.ndarray) -> Estimate:
+def _share(right: np.ndarray, group_codes: np.ndarray) -> Measure:
     if not len(right):
-        return Estimate(None)
+        return Measure(None)
     _, codes = np.unique(group_codes, return_inverse=True)
     interval = clustered_interval(np.bincount(codes, right), np.bincount(codes))
-    return Estimate(float(right.mean()), interval)
+    return Measure(float(right.mean()), interval)
 
 
 def _with_width(interval: Interval | None) -> Interval | None:

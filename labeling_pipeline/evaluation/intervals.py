@@ -13,6 +13,7 @@ wrong together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -32,6 +33,14 @@ class Interval:
         return self.low <= value <= self.high
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A number, and its interval where it has one. ``None``: it does not exist."""
+
+    value: float | None
+    interval: Interval | None = None
+
+
 def wilson_interval(successes: float, trials: float) -> Interval | None:
     """Of a share of independent trials; ``None`` without trials.
 
@@ -44,9 +53,7 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
     if not trials:
         return None
-    from scipy.stats import norm
-
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share = successes / trials
     center = share + z**2 / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -123,3 +130,14 @@ def bootstrap_intervals(
             low, high = np.quantile(known, [tail, 1 - tail])
             intervals.append(Interval(float(low), float(high)))
     return intervals
+
+
+def share_interval(bootstrapped: Interval | None, units: int) -> Interval | None:
+    """Of a share, in 0..1, that was bootstrapped.
+
+    Resamples that all agree, as where everything was right, say nothing of how sure that is: then
+    it is Wilson's interval, with the units that the share is about as the trials.
+    """
+    if bootstrapped is None or bootstrapped.low < bootstrapped.high:
+        return bootstrapped
+    return wilson_interval(bootstrapped.low * units, units)

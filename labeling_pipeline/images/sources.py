@@ -209,6 +209,24 @@ def read_known(source: ImageSource, path: str, image_id: str) -> bytes:
     return data
 
 
+def find_companion(source: ImageSource, name: str) -> bytes | None:
+    """As `ImageSource.read_companion`; ``None`` if there is no such file."""
+    try:
+        return source.read_companion(name)
+    except ConfigurationError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+
+
+def path_within(root: str) -> str:
+    """The path of an image root within its storage: ``bucket/photos`` of ``s3://bucket/photos``, of
+    an archive what lies in it."""
+    first, chained, _ = root.partition("::")
+    before, is_url, path = first.partition("://")
+    return path if is_url else "" if chained else before
+
+
 def open_source(root: str | Path, options: Mapping[str, Any] | None = None) -> ImageSource:
     """The source of a folder or URL. Nothing is looked at yet.
 

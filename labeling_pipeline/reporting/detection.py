@@ -1,90 +1,165 @@
-"""What the entries of a plan found against the ground truth."""
+"""What the entries of a plan found, against what is known."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 
-from labeling_pipeline.asks import current_view, model_keys
-from labeling_pipeline.evaluation.detection import (
-    DetectionEvaluation,
-    KeypointEvaluation,
-    evaluate_detection,
-    evaluate_keypoints,
-)
-from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.evaluation.average_precision import rank_boxes
+from labeling_pipeline.evaluation.detection import evaluate_detection
+from labeling_pipeline.evaluation.detection_errors import ERROR_COLUMNS, worst_first
+from labeling_pipeline.evaluation.entry import EntryEvaluation, Measure
+from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
+from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
+from labeling_pipeline.evaluation.outlines import evaluate_outlines
 from labeling_pipeline.evaluation.plots import detection as plots
 from labeling_pipeline.evaluation.plots.frame import png_bytes
+from labeling_pipeline.evaluation.text import MISREAD_COLUMNS, TextEvaluation, evaluate_text
+from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
+from labeling_pipeline.reporting.truth import Known, known_from_corrections, known_from_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import current_annotations, current_outcomes
-from labeling_pipeline.tasks import RULES, Geometry, Task
-
-
-@dataclass(frozen=True)
-class EntryEvaluation:
-    """How one entry's boxes, and keypoints if it has them, compare with the ground truth."""
-
-    boxes: DetectionEvaluation
-    keypoints: KeypointEvaluation | None
+from labeling_pipeline.tasks import RULES, Geometry
 
 
 def evaluate_entries(
     store: AnnotationStore, plan: Plan, source: ImageSource
 ) -> dict[str, EntryEvaluation]:
-    """Entry -> evaluation over every asked label on every accepted image the truth covers.
+    """Entry -> evaluation over every asked label on every accepted image that a file knows.
 
     An image whose asking failed counts as one where nothing was found; a label that was never
-    asked counts nowhere, and an entry none of whose labels the truth knows is left out. Empty
-    without ground truth.
+    asked counts nowhere. What people corrected counts as the labels' own. Empty without a file.
 
     Raises:
         ConfigurationError: the plan names a ground truth that cannot be read.
     """
-    if plan.ground_truth is None:
-        return {}
-    truth = read_coco(plan.ground_truth, source.read_companion(plan.ground_truth))
-    keys = model_keys(plan)
-    outcomes = current_outcomes(store, keys)
-    outcomes = outcomes[outcomes["state"] != "unsupported"]
-    annotations = current_annotations(store, current_view(plan))
-    annotations = annotations.drop_duplicates("annotation_id")
-    image_of = dict(zip(outcomes["path"], outcomes["image_id"], strict=True))
-    boxes = _with_image_ids(truth.boxes, image_of)
-    keypoints = _with_image_ids(truth.keypoints, image_of)
-    evaluations = {}
-    for entry in plan.entries:
-        rule = RULES[entry.task]
-        # What is described bears no name that the ground truth could know.
-        if entry.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
-            continue
-        of_entry = outcomes[outcomes["entry"] == entry.name]
-        asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
-        asked = asked[["image_id", "label"]].drop_duplicates()
-        if asked.empty:
-            continue
-        predicted = annotations[annotations["entry"] == entry.name]
-        evaluations[entry.name] = EntryEvaluation(
-            boxes=evaluate_detection(predicted, boxes, asked),
-            keypoints=(
-                evaluate_keypoints(predicted, keypoints, asked)
-                if entry.task is Task.KEYPOINT
-                else None
-            ),
-        )
-    return evaluations
+    return {known.entry.name: _evaluate(known) for known in known_from_files(store, plan, source)}
 
 
-def detection_figures(entry: str, evaluation: DetectionEvaluation) -> dict[str, bytes]:
-    """Scores by label, and how well the score tells right boxes from wrong: name -> PNG."""
-    figures = {
-        f"{entry}_labels": plots.detection_labels(evaluation.per_label),
-        f"{entry}_box_scores": plots.box_scores(evaluation.matches),
+def evaluate_corrections(
+    store: AnnotationStore, plan: Plan, source: ImageSource
+) -> dict[str, EntryEvaluation]:
+    """Entry -> evaluation of what models answered where people corrected it and no file knows it.
+
+    Raises:
+        ConfigurationError: as `evaluate_entries`.
+    """
+    known = known_from_corrections(store, plan, source)
+    return {one.entry.name: _evaluate(one) for one in known}
+
+
+def evaluate_all(store: AnnotationStore, plan: Plan, source: ImageSource) -> list[EntryEvaluation]:
+    """What is known from files, then what is known from corrections.
+
+    Raises:
+        ConfigurationError: as `evaluate_entries`.
+    """
+    return [
+        *evaluate_entries(store, plan, source).values(),
+        *evaluate_corrections(store, plan, source).values(),
+    ]
+
+
+def _evaluate(known: Known) -> EntryEvaluation:
+    rule, pairs, paths = RULES[known.entry.task], known.pairs, _paths(known)
+    found, true = known.predictions, known.boxes
+    placed = found.dropna(subset=BOX_COLUMNS)
+    boxes = ranking = keypoints = outlines = text = None
+    if rule.geometry is not Geometry.NONE:
+        true_boxes = true.dropna(subset=BOX_COLUMNS)
+        boxes = evaluate_detection(placed, true_boxes, pairs)
+        # People's word has no score: it is as sure as can be.
+        surest = placed["score"].mask(placed["corrected_by"].notna(), 1.0)
+        ranking = rank_boxes(placed.assign(score=surest), true_boxes, pairs)
+        if rule.geometry is Geometry.POLYGON and true["segmentation"].notna().any():
+            outlines = evaluate_outlines(placed, true_boxes, pairs)
+    if known.entry.skeleton is not None:
+        skeleton = known.entry.skeleton
+        keypoints = evaluate_keypoints(placed, known.keypoints, pairs, skeleton=skeleton)
+    if rule.reads_text and known.has_text:
+        text = _evaluate_text(known)
+    errors = pd.DataFrame(columns=ERROR_COLUMNS) if boxes is None else boxes.errors
+    misread = pd.DataFrame(columns=MISREAD_COLUMNS) if text is None else text.misread
+    errors = worst_first(errors.assign(path=errors["image_id"].map(paths)))
+    return EntryEvaluation(
+        entry=known.entry.name,
+        origin=known.origin,
+        boxes=boxes,
+        ranking=ranking,
+        keypoints=keypoints,
+        outlines=outlines,
+        text=text,
+        errors=errors[["path", *ERROR_COLUMNS]],
+        misread=misread.assign(path=misread["image_id"].map(paths))[["path", *MISREAD_COLUMNS]],
+        notes=known.notes,
+    )
+
+
+def _evaluate_text(known: Known) -> TextEvaluation:
+    """Over the pairs of which all text is known: boxes without any are no text to miss."""
+    silent = known.boxes.loc[known.boxes["text"].isna(), ["image_id", "label"]]
+    if "iscrowd" in known.boxes:
+        silent = silent[~known.boxes.loc[silent.index, "iscrowd"].astype(bool)]
+    is_known = ~pd.MultiIndex.from_frame(known.pairs[["image_id", "label"]]).isin(
+        pd.MultiIndex.from_frame(silent)
+    )
+    return evaluate_text(
+        known.predictions,
+        known.boxes,
+        known.pairs[is_known],
+        has_places=RULES[known.entry.task].geometry is not Geometry.NONE,
+    )
+
+
+def _paths(known: Known) -> pd.Series:
+    """image_id -> path."""
+    return known.pairs.drop_duplicates("image_id").set_index("image_id")["path"]
+
+
+def write_detection(folder: Path, evaluations: Iterable[EntryEvaluation]) -> None:
+    """Write what was measured and the tables of each evaluation.
+
+    ``<name>.json``: name of a measure -> value and interval. CSV: ``<name>_labels``,
+    ``<name>_sizes``, ``<name>_errors``, ``<name>_keypoints``, ``<name>_misread``, those that its
+    task has.
+    """
+    for one in filter(lambda one: one.judged_images, evaluations):
+        tables = {"errors": one.errors, "misread": one.misread if one.text else None}
+        if one.boxes:
+            tables |= {"labels": one.labels, "sizes": one.sizes}
+        if one.keypoints:
+            tables["keypoints"] = one.keypoints.per_keypoint
+        for kind, table in tables.items():
+            if table is not None:
+                text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+                write_if_changed(folder / f"{one.name}_{kind}.csv", text.encode())
+        measures = {name: _written(measure) for name, measure in one.measures.items()}
+        document = json.dumps({"images": one.judged_images, **measures}, indent=1) + "\n"
+        write_if_changed(folder / f"{one.name}.json", document.encode())
+
+
+def _written(measure: Measure) -> dict[str, object]:
+    interval = measure.interval
+    return {
+        "value": measure.value,
+        "interval": None if interval is None else [interval.low, interval.high],
     }
+
+
+def detection_figures(evaluation: EntryEvaluation) -> dict[str, bytes]:
+    """What is seen at a glance of one evaluation: name -> PNG."""
+    boxes, name = evaluation.boxes, evaluation.name
+    if boxes is None or not evaluation.judged_images:
+        return {}
+    figures = {
+        f"{name}_labels": plots.detection_labels(boxes.per_label),
+        f"{name}_sizes": plots.detection_sizes(boxes.per_size),
+        f"{name}_box_scores": plots.box_scores(boxes.matches),
+    }
+    if evaluation.ranking is not None:
+        figures[f"{name}_precision_recall"] = plots.precision_recall(
+            evaluation.ranking.curves, boxes.overall
+        )
     return {name: png_bytes(figure) for name, figure in figures.items()}
-
-
-def _with_image_ids(truths: pd.DataFrame, image_of: dict[str, str]) -> pd.DataFrame:
-    """Truths of the images we know, with their image_id."""
-    known = truths[truths["file_name"].isin(list(image_of))]
-    return known.assign(image_id=known["file_name"].map(image_of))

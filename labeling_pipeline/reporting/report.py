@@ -42,7 +42,7 @@ from labeling_pipeline.reporting.actions import (
 )
 from labeling_pipeline.reporting.agreement import agreement_report
 from labeling_pipeline.reporting.classes import class_table
-from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries
+from labeling_pipeline.reporting.detection import detection_figures, evaluate_all
 from labeling_pipeline.reporting.figures import report_pictures
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
@@ -130,13 +130,8 @@ def _sections(
     return (
         detection_section(
             [
-                EntryDetection(
-                    entry,
-                    evaluation.boxes,
-                    evaluation.keypoints,
-                    report_pictures(detection_figures(entry, evaluation.boxes)),
-                )
-                for entry, evaluation in evaluate_entries(store, plan, source).items()
+                EntryDetection(evaluation, report_pictures(detection_figures(evaluation)))
+                for evaluation in evaluate_all(store, plan, source)
             ]
         ),
         actions_section(

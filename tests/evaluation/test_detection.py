@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from labeling_pipeline.annotations import Keypoint
 from labeling_pipeline.evaluation.detection import (
     IOU_THRESHOLDS,
     Counts,
     evaluate_detection,
-    evaluate_keypoints,
 )
+from labeling_pipeline.evaluation.detection_errors import worst_first
+from labeling_pipeline.evaluation.intervals import wilson_interval
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 SQUARE = (0, 0, 10, 10)
@@ -168,6 +168,15 @@ def test_nothing_asked_yields_an_empty_table():
     assert evaluation.per_label.empty
     assert evaluation.matches.empty
     assert evaluation.overall == Counts()
+    assert evaluation.not_asked == 0
+
+
+def test_true_boxes_of_judged_images_that_nobody_asked_for_are_counted():
+    evaluation = evaluate_detection(
+        predictions(),
+        truths(("a", "cat", SQUARE), ("a", "dog", FAR), ("b", "cat", SQUARE)),
+        asked(("a", "cat")),
+    )
     assert evaluation.not_asked == 1
 
 
@@ -248,69 +257,158 @@ def test_precision_recall_and_f1_are_those_of_scikit_learn(seed):
     assert evaluation.overall.support == len(true)
 
 
-def people(*rows):
-    """(image_id, box, {name: point or None})"""
-    return pd.DataFrame(
-        [
-            (i, 0.9, *box, [Keypoint(n, *(p or (None, None)), None) for n, p in points.items()])
-            for i, box, points in rows
-        ],
-        columns=["image_id", "score", *BOX, "keypoints"],
-    )
-
-
-def true_people(*rows):
-    """(image_id, instance, box, {name: (x, y, visibility)})"""
-    return pd.DataFrame(
-        [
-            (image, instance, "person", *box, name, *point)
-            for image, instance, box, points in rows
-            for name, point in points.items()
-        ],
-        columns=["image_id", "instance", "label", *BOX, "name", "x_px", "y_px", "visibility"],
-    )
-
-
-TALL = (0, 0, 50, 100)
-
-
-@pytest.mark.parametrize(
-    ("point", "correct"),
-    [
-        pytest.param((20, 20), 1, id="exact"),
-        pytest.param((30, 20), 1, id="a tenth of the larger side away"),
-        pytest.param((30.1, 20), 0, id="just beyond"),
-        pytest.param(None, 0, id="called invisible"),
-    ],
-)
-def test_a_keypoint_is_correct_within_a_tenth_of_the_larger_side_of_the_box(point, correct):
-    evaluation = evaluate_keypoints(
-        people(("a", TALL, {"nose": point})),
-        true_people(("a", 0, TALL, {"nose": (20, 20, 2)})),
-        pd.DataFrame({"image_id": ["a"]}),
-    )
-    assert (evaluation.labelled, evaluation.correct) == (1, correct)
-    assert evaluation.pck == correct
-
-
-def test_points_that_are_not_labelled_and_persons_that_are_not_matched_are_not_judged():
-    evaluation = evaluate_keypoints(
-        people(("a", TALL, {"nose": (20, 20), "left ear": (1, 1)}), ("b", FAR, {"nose": (0, 0)})),
-        true_people(
-            ("a", 0, TALL, {"nose": (20, 20, 1), "left ear": (math.nan, math.nan, 0)}),
-            ("b", 1, TALL, {"nose": (20, 20, 2)}),
-            ("c", 2, TALL, {"nose": (20, 20, 2)}),
-            ("never asked", 3, TALL, {"nose": (20, 20, 2)}),
+def test_every_false_box_and_every_missed_object_is_an_error_of_one_kind():
+    evaluation = evaluate_detection(
+        predictions(
+            ("a", "cat", 0.9, SQUARE),
+            ("a", "cat", 0.8, upper(0.9)),
+            ("a", "cat", 0.7, (8, 0, 18, 10)),
+            ("a", "cat", 0.6, (200, 200, 210, 210)),
+            ("a", "dog", 0.5, SQUARE),
+            ("b", "cat", None, FAR),
         ),
-        pd.DataFrame({"image_id": ["a", "b", "c"]}),
+        truths(("a", "cat", SQUARE), ("b", "cat", (106, 100, 116, 110)), ("b", "owl", FAR)),
+        asked(("a", "cat"), ("a", "dog"), ("b", "cat")),
     )
-    assert (evaluation.persons, evaluation.matched) == (3, 1)
-    assert evaluation.per_keypoint.to_dict("records") == [
-        {"name": "nose", "labelled": 1, "placed": 1, "correct": 1, "pck": 1.0}
+    columns = ["image_id", "label", "kind", "score", "iou", "true_label"]
+    rows = (
+        evaluation.errors[columns]
+        .fillna({"score": -1, "true_label": "–"})
+        .round(3)
+        .to_numpy()
+        .tolist()
+    )
+    assert rows == [
+        ["a", "cat", "duplicate", 0.8, 0.9, "–"],
+        ["a", "cat", "misplaced", 0.7, 0.111, "–"],
+        ["a", "cat", "wrong", 0.6, 0, "–"],
+        ["a", "dog", "false_on_absent", 0.5, 0, "cat"],
+        ["b", "cat", "misplaced", -1, 0.25, "owl"],
+        ["b", "cat", "missed", -1, 0.25, "–"],
     ]
+    boxes = evaluation.errors[BOX].to_numpy().tolist()
+    assert (boxes[0], boxes[5]) == ([*upper(0.9)], [106, 100, 116, 110])
+    assert evaluation.duplicates == 1
+    assert evaluation.per_label["duplicates"].tolist() == [1, 0]
 
 
-def test_without_a_person_there_is_no_share_of_correct_keypoints():
-    evaluation = evaluate_keypoints(people(), true_people(), pd.DataFrame({"image_id": ["a"]}))
-    assert evaluation.pck is None
-    assert evaluation.per_keypoint.empty
+@pytest.mark.parametrize("seed", range(5))
+def test_there_are_as_many_errors_as_false_boxes_and_missed_objects(seed):
+    found, true, pairs = random_case(seed)
+    evaluation = evaluate_detection(predictions(*found), truths(*true, crowd=(0, 3)), asked(*pairs))
+    kinds = evaluation.errors["kind"].value_counts()
+    assert kinds.get("missed", 0) == evaluation.overall.fn
+    assert kinds.drop("missed", errors="ignore").sum() == evaluation.overall.fp
+    assert kinds.get("false_on_absent", 0) == evaluation.boxes_on_absent
+
+
+def test_the_images_with_most_errors_come_first():
+    errors = pd.DataFrame({"path": ["b", "c", "a", "c"], "kind": ["wrong", "missed"] * 2})
+    ordered = worst_first(errors)
+    assert ordered["path"].tolist() == ["c", "c", "a", "b"]
+    assert ordered["kind"].tolist() == ["missed", "missed", "wrong", "wrong"]
+
+
+def test_sizes_are_those_of_the_true_objects_and_of_false_boxes_their_own():
+    """32² and 96² px: a square of 32 px is medium."""
+    squares = {"small": 31, "medium": 32, "large": 96}
+    boxes = {name: (0, 0, side, side) for name, side in squares.items()}
+    evaluation = evaluate_detection(
+        predictions(
+            ("a", "cat", 0.9, (0, 0, 32.5, 31)),
+            ("a", "dog", 0.9, boxes["medium"]),
+            ("a", "dog", 0.8, (300, 300, 400, 400)),
+        ),
+        truths(
+            ("a", "cat", boxes["small"]),
+            ("a", "dog", boxes["medium"]),
+            ("a", "owl", boxes["large"]),
+        ),
+        asked(("a", "cat"), ("a", "dog"), ("a", "owl")),
+    )
+    rows = evaluation.per_size.set_index("size")[["support", "tp", "fp", "fn"]]
+    assert rows.T.to_dict("list") == {
+        "small": [1, 1, 0, 0],
+        "medium": [1, 1, 0, 0],
+        "large": [1, 0, 1, 1],
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_by_size_add_up_to_all(seed):
+    found, true, pairs = random_case(seed)
+    evaluation = evaluate_detection(predictions(*found), truths(*true, crowd=(1,)), asked(*pairs))
+    overall = evaluation.overall
+    sums = evaluation.per_size[["tp", "fp", "fn"]].sum()
+    assert sums.tolist() == [overall.tp, overall.fp, overall.fn]
+    labels = evaluation.per_label[["tp", "fp", "fn"]].sum()
+    assert labels.tolist() == [overall.tp, overall.fp, overall.fn]
+
+
+def test_an_area_that_the_truth_has_beats_that_of_the_box():
+    true = truths(("a", "cat", (0, 0, 100, 100)), ("a", "cat", (200, 0, 300, 100)))
+    evaluation = evaluate_detection(
+        predictions(), true.assign(area=[900.0, math.nan]), asked(("a", "cat"))
+    )
+    assert evaluation.per_size["support"].tolist() == [1, 0, 1]
+
+
+def many_images(images, seed):
+    """One cat an image; a third is missed and a fifth gets a false box beside."""
+    rng = np.random.default_rng(seed)
+    names = [f"{i:03}" for i in range(images)]
+    found = [(name, "cat", 0.9, SQUARE) for name in names if rng.random() < 2 / 3]
+    found += [(name, "cat", 0.8, FAR) for name in names if rng.random() < 1 / 5]
+    return (
+        predictions(*found),
+        truths(*((name, "cat", SQUARE) for name in names)),
+        asked(*((name, "cat") for name in names)),
+    )
+
+
+def test_the_interval_of_f1_is_a_bootstrap_over_images():
+    found, true, pairs = many_images(40, seed=1)
+    hits = pairs["image_id"].isin(found.loc[found["score"] == 0.9, "image_id"]).to_numpy()
+    alarms = pairs["image_id"].isin(found.loc[found["score"] == 0.8, "image_id"]).to_numpy()
+    drawn = np.random.default_rng(7).integers(40, size=(4000, 40))
+    tp, fp = hits[drawn].sum(axis=1), alarms[drawn].sum(axis=1)
+    low, high = np.quantile(2 * tp / (2 * tp + fp + 40 - tp), [0.025, 0.975])
+    evaluation = evaluate_detection(found, true, pairs)
+    assert evaluation.f1_interval.low == pytest.approx(low, abs=0.02)
+    assert evaluation.f1_interval.high == pytest.approx(high, abs=0.02)
+    # All overlaps are 1 or 0, so no threshold differs from another.
+    assert evaluation.mean_f1_interval.low == pytest.approx(evaluation.f1_interval.low)
+    assert evaluation.mean_f1_interval.high == pytest.approx(evaluation.f1_interval.high)
+    row = evaluation.per_label.iloc[0]
+    assert (row["f1_low"], row["f1_high"]) == (
+        evaluation.f1_interval.low,
+        evaluation.f1_interval.high,
+    )
+
+
+def test_what_is_right_everywhere_is_as_sure_as_there_are_images_that_show_something():
+    names = [str(i) for i in range(9)]
+    evaluation = evaluate_detection(
+        predictions(*((name, "cat", 0.9, SQUARE) for name in names)),
+        truths(*((name, "cat", SQUARE) for name in names)),
+        asked(*((name, label) for name in (*names, "empty") for label in ("cat", "dog"))),
+    )
+    assert evaluation.f1_interval == wilson_interval(9, 9)
+    assert evaluation.absent_interval == wilson_interval(0, 11)
+    assert evaluation.per_label["f1_low"].isna().tolist() == [False, True]
+
+
+def test_one_image_says_nothing_of_chance():
+    evaluation = evaluate_detection(
+        predictions(("a", "cat", 0.9, SQUARE)), truths(("a", "cat", SQUARE)), asked(("a", "cat"))
+    )
+    assert (evaluation.overall.f1, evaluation.f1_interval) == (1, None)
+
+
+def test_matches_keep_what_they_are_answers_of():
+    found = predictions(("a", "cat", 0.9, SQUARE), ("a", "cat", 0.3, FAR)).assign(
+        annotation_id=["one", "two"], model_key="key"
+    )
+    matches = evaluate_detection(found, truths(("a", "cat", SQUARE)), asked(("a", "cat"))).matches
+    assert matches.set_index("annotation_id")["correct"].to_dict() == {"one": True, "two": False}
+    assert matches["model_key"].tolist() == ["key", "key"]

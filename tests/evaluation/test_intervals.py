@@ -8,6 +8,7 @@ from labeling_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_intervals,
     clustered_interval,
+    share_interval,
     wilson_interval,
 )
 
@@ -105,3 +106,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         (found,) = bootstrap_intervals(lambda drawn: [drawn @ values / 60], 60, replicates=200)  # noqa: B023
         held += found.holds(0.8)
     assert 0.88 < held / 200 <= 1
+
+
+def test_resamples_that_all_agree_are_no_certainty():
+    (found,) = bootstrap_intervals(lambda drawn: [1.0], 14)
+    assert share_interval(found, 14) == wilson_interval(14, 14)
+    assert share_interval(Interval(0.5, 0.9), 14) == Interval(0.5, 0.9)
+    assert share_interval(None, 14) is None

@@ -8,6 +8,7 @@ from PIL import Image
 
 from labeling_pipeline.evaluation.abstention import choose_threshold, measure_risk_coverage
 from labeling_pipeline.evaluation.actions import evaluate_actions
+from labeling_pipeline.evaluation.detection import Counts
 from labeling_pipeline.evaluation.plots import actions, detection
 from labeling_pipeline.evaluation.plots.frame import png_bytes
 
@@ -33,8 +34,17 @@ def per_label(n):
             "precision": np.nan,
             "recall": 0.5,
             "f1": 1.0,
+            "f1_low": 0.75,
+            "f1_high": 1.0,
         }
     )
+
+
+def curves(n):
+    """Precision of labels that falls from 1 at a recall of its own."""
+    recalls = np.linspace(0, 1, 101)
+    columns = {f"label {i}": np.where(recalls <= (i + 1) / n, 1.0, 0.25) for i in range(n)}
+    return pd.DataFrame(columns, index=pd.Index(recalls, name="recall"))
 
 
 def figures(classes):
@@ -49,6 +59,10 @@ def figures(classes):
         "top probabilities": actions.top_probabilities(made),
         "true versus predicted": actions.true_versus_predicted(made),
         "detection labels": detection.detection_labels(per_label(classes)),
+        "detection sizes": detection.detection_sizes(
+            per_label(min(classes, 3)).rename(columns={"label": "size"}).assign(predicted=1)
+        ),
+        "precision over recall": detection.precision_recall(curves(classes), Counts(3, 1, 1)),
         "box scores": detection.box_scores(matches),
     }
 
@@ -120,6 +134,39 @@ def test_what_withholding_gains_is_drawn_with_the_threshold_that_was_chosen():
     without = choose_threshold(confidences, ~right, np.arange(3), 0.9)
     (axes,) = actions.risk_coverage(measure_risk_coverage(confidences, ~right), without).axes
     assert len(axes.lines) == 2
+
+
+def test_the_interval_of_f1_is_drawn_over_its_bar():
+    (axes,) = detection.detection_labels(per_label(2)).axes
+    (whiskers,) = [c for c in axes.collections if hasattr(c, "get_segments")]
+    for row, ((low, y), (high, _)) in enumerate(whiskers.get_segments()):
+        assert (low, high) == (0.75, 1.0)
+        assert y == pytest.approx(axes.patches[-2 + row].get_y() + 0.26 * 0.46)
+
+
+def test_a_size_that_does_not_occur_is_not_drawn():
+    sizes = per_label(3).rename(columns={"label": "size"})
+    sizes = sizes.assign(size=["small", "medium", "large"], support=[0, 3, 0], predicted=[0, 2, 1])
+    (axes,) = detection.detection_sizes(sizes).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["medium  (3)", "large  (0)"]
+
+
+def test_precision_over_recall_shows_each_label_their_mean_and_where_the_boxes_stand():
+    (axes,) = detection.precision_recall(curves(2), Counts(tp=3, fp=1, fn=2)).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines) == [
+        *("label 0: 0.63", "label 1: 1.00", "mean: 0.81"),
+        "all boxes that count",
+    ]
+    assert lines["mean: 0.81"].get_ydata()[[0, 100]].tolist() == [1.0, 0.625]
+    assert lines["all boxes that count"].get_xydata().tolist() == [[0.6, 0.75]]
+
+
+def test_more_labels_than_can_be_told_apart_are_not_named():
+    (axes,) = detection.precision_recall(curves(12), Counts()).axes
+    (legend,) = axes.get_legend().get_texts()
+    assert legend.get_text().startswith("mean: ")
+    assert len(axes.get_lines()) == 13
 
 
 def test_pyplot_is_never_imported():

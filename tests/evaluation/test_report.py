@@ -9,8 +9,12 @@ from PIL import Image
 
 from labeling_pipeline.evaluation.actions import Recognition, evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
-from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
+from labeling_pipeline.evaluation.average_precision import rank_boxes
+from labeling_pipeline.evaluation.detection import evaluate_detection
+from labeling_pipeline.evaluation.detection_errors import worst_first
+from labeling_pipeline.evaluation.entry import EntryEvaluation, Origin
 from labeling_pipeline.evaluation.intervals import Interval
+from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
 from labeling_pipeline.evaluation.report.coverage import (
@@ -37,6 +41,7 @@ from labeling_pipeline.evaluation.report.files import (
 from labeling_pipeline.evaluation.report.history import Summary, changes_between
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.evaluation.text import MISREAD_COLUMNS, evaluate_text
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 NOTHING = (
@@ -86,7 +91,7 @@ def full():
         ),
     )
     return page_of(
-        detection_section((EntryDetection("objects", boxes, keypoints, (picture(),)),)),
+        detection_section((EntryDetection(measured(boxes, keypoints), (picture(),)),)),
         actions_section(
             [
                 ActionReport(Recognition(*part, predictions, actions), (picture(width=1200),))
@@ -108,6 +113,26 @@ def full():
             (ModelUse("objects", "rex", "org/rex", "abc", "MIT", "k1", {"dtype": "float32"}),),
             "entries: []",
         ),
+    )
+
+
+def measured(boxes, keypoints=None, **parts):
+    nothing = pd.DataFrame(columns=["path", *MISREAD_COLUMNS])
+    return EntryEvaluation(
+        **{
+            "entry": "objects",
+            "origin": Origin.FILES,
+            "boxes": boxes,
+            "ranking": None,
+            "keypoints": keypoints,
+            "outlines": None,
+            "text": None,
+            "errors": worst_first(
+                boxes.errors.assign(path=boxes.errors["image_id"].astype(str) + ".jpg")
+            ),
+            "misread": nothing,
+        }
+        | parts
     )
 
 
@@ -181,7 +206,7 @@ def test_names_are_escaped():
 def test_numbers_that_do_not_exist_are_dashes():
     html = render_report(full())
     row = re.search(r'<tr><td class="wrap">owl</td>.*?</tr>', html).group()
-    assert row.count("<td>–</td>") == 6
+    assert row.count("<td>–</td>") == 5
     assert not re.search(r"\b(nan|None)\b", re.sub(r"base64,[^\"]*", "", html))
     assert [number(None), number(float("nan")), percent(None), number(0.0)] == [
         *("–", "–", "–", "0.00")
@@ -282,3 +307,75 @@ def test_headlines_show_their_interval_and_counts_come_last():
     data = page_of(count, ratio)
     assert [headline.name for headline in data.headlines] == ["F1", "Images"]
     assert "0.800 to 0.970" in render_report(data)
+
+
+def found_and_true(*rows):
+    """Boxes of the label cat: (image_id, score, text)."""
+    columns = ["image_id", "label", "score", "text", *BOX]
+    return pd.DataFrame([(i, "cat", s, text, 0, 0, 9, 9) for i, s, text in rows], columns=columns)
+
+
+def judged(found, true, images, **parts):
+    """The section over one entry."""
+    asked = pd.DataFrame({"image_id": list(images), "label": "cat"})
+    boxes = evaluate_detection(found, true, asked)
+    text = evaluate_text(found, true, asked)
+    misread = text.misread.assign(path=text.misread["image_id"] + ".jpg")
+    ranking = rank_boxes(found, true, asked)
+    part = measured(boxes, ranking=ranking, text=text, misread=misread, **parts)
+    return detection_section((EntryDetection(part),))
+
+
+def shown(section):
+    """The text of a page with this section."""
+    html = render_report(page_of(section))
+    assert Page(html).open == []
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+READ = (("a", 0.9, "Exit"), ("b", 0.8, "Desk"))
+
+
+def test_detection_shows_intervals_average_precision_and_error_rates():
+    section = judged(found_and_true(*READ), found_and_true(*READ, ("c", None, "Gate 7")), "abc")
+    text = shown(section)
+    assert "100.0% of the boxes are right (precision), and 66.7% of what is there" in text
+    assert re.search(r"F1 0\.80 \(0\.\d\d to 1\.00\)", text)
+    assert "AP 0.66 0.66 0.66 0.66" in text
+    assert "all lines 3 14 0 6 0 42.9%" in text
+    assert "c.jpg Gate 7 was read as nothing (6 edits)" in text
+    assert "missed objects: 1" in text
+    values = {headline.name: headline for headline in section.headlines}
+    assert values["F1 of objects"].interval is not None
+    assert values["Misread characters of objects"].more_is_better is False
+    assert "AP of objects" not in values
+
+
+def test_what_people_corrected_is_marked_as_chosen_by_people():
+    true = found_and_true(*READ)
+    section = judged(true, true, "ab", origin=Origin.CORRECTIONS)
+    assert section.headlines[0].name == "F1 of objects where corrected"
+    assert "this says nothing of how the others are" in shown(section)
+
+
+def test_what_could_not_be_judged_is_said_whether_or_not_anything_was():
+    true = found_and_true(*READ)
+    notes = ("nothing is known of owl",)
+    assert "objects: nothing is known of owl" in shown(judged(true, true, "ab", notes=notes))
+    nothing = judged(true, true, "", notes=notes)
+    assert nothing.content is None
+    assert nothing.absent == "Detection: objects: nothing is known of owl"
+
+
+def test_of_many_images_with_errors_the_worst_are_listed_and_the_rest_counted():
+    images = [f"{i:02}" for i in range(15)]
+    twice = found_and_true(*((image, 0.9, None) for image in (*images, "07")))
+    text = shown(judged(twice, found_and_true(), images))
+    assert re.search(r"07.jpg 2 false on absent: cat 00.jpg 1 false on absent: cat 01.jpg", text)
+    assert "and 5 images more, in detection/objects_errors.csv" in text
+    assert "boxes of a label that is not there: 16" in text
+
+
+def test_without_any_score_there_is_no_average_precision_and_the_page_says_so():
+    unscored = found_and_true(("a", None, "Exit"), ("b", None, "Desk"))
+    assert "There is none here: no box has a score." in shown(judged(unscored, unscored, "ab"))

@@ -26,7 +26,9 @@ from labeling_pipeline.images.sources import (
     SourceSettings,
     Stamp,
     UrlSource,
+    find_companion,
     open_source,
+    path_within,
 )
 
 
@@ -378,6 +380,31 @@ def test_a_companion_lies_within_the_url_beside_it_on_this_machine_or_at_another
     assert place.source.read_companion(other) == b"elsewhere"
     with pytest.raises(ConfigurationError, match=r"none\.csv"):
         place.source.read_companion("none.csv")
+
+
+def test_a_companion_that_is_not_there_is_none_and_one_that_cannot_be_read_an_error(
+    place: Place, tmp_path: Path
+):
+    place.write("cats/a.txt", b"0 0.5 0.5 1 1")
+    assert find_companion(place.source, "cats/a.txt") == b"0 0.5 0.5 1 1"
+    assert find_companion(place.source, "cats/b.txt") is None
+    assert find_companion(place.source, "cats/a.txt/c.txt") is None
+    assert find_companion(place.source, str(tmp_path / "none.txt")) is None
+    with pytest.raises(ConfigurationError):
+        find_companion(place.source, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("root", "path"),
+    [
+        ("/data/photos", "/data/photos"),
+        ("s3://bucket/photos", "bucket/photos"),
+        ("zip://images::s3://bucket/photos.zip", "images"),
+        ("zip::file:///data/images/photos.zip", ""),
+    ],
+)
+def test_the_path_of_a_root_is_the_one_within_its_storage(root: str, path: str):
+    assert path_within(root) == path
 
 
 def test_a_ground_truth_may_lie_beside_the_images_in_a_bucket(bucket: Any):

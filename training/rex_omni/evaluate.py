@@ -20,12 +20,9 @@ from sklearn.metrics import roc_auc_score
 from labeling_pipeline.annotations import LabelAnswer, ParsedAnswer
 from labeling_pipeline.asking.questions import Answered, Question
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
-from labeling_pipeline.evaluation.detection import (
-    DetectionEvaluation,
-    evaluate_detection,
-    evaluate_keypoints,
-)
+from labeling_pipeline.evaluation.detection import DetectionEvaluation, evaluate_detection
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
+from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, load_model

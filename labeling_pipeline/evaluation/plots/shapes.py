@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 
 def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure":
-    """Draw horizontal bars, one group a row of the table: names stay readable however many."""
+    """Draw horizontal bars, one group a row of the table: names stay readable however many.
+
+    Args:
+        table: the key, ``support, precision, recall, f1`` and, if it has intervals, ``f1_low,
+            f1_high``, which are drawn over the bar.
+        key: the column that names the rows.
+        title: of the figure.
+        unit: what ``support`` counts.
+    """
     n = len(table)
     if not n:
         return nothing_to_show(title)
@@ -43,6 +51,7 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
     )
     for i, (column, color, hatch) in enumerate(kinds):
         values = table[column].to_numpy(dtype=float)
+        ends = values
         middle = centers + (i - 1) * height
         axes.barh(
             middle,
@@ -54,9 +63,20 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
             linewidth=0,
             label="F1" if column == "f1" else column,
         )
-        for y, value in zip(middle, values, strict=True):
+        if f"{column}_high" in table:
+            low = table[f"{column}_low"].to_numpy(dtype=float)
+            ends = np.fmax(table[f"{column}_high"].to_numpy(dtype=float), values)
+            axes.errorbar(
+                *(values, middle),
+                xerr=[values - np.fmin(low, values), ends - values],
+                fmt="none",
+                ecolor=INK,
+                elinewidth=1,
+                capsize=2,
+            )
+        for y, value, end in zip(middle, values, ends, strict=True):
             axes.text(
-                *(0.008 + (0 if math.isnan(value) else value), y),
+                *(0.008 + (0 if math.isnan(value) else end), y),
                 "–" if math.isnan(value) else f"{value:.2f}",
                 va="center",
                 fontsize=6.5,
@@ -76,7 +96,8 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
     legend_above(axes, 3)
-    axes.set_xlabel(f"in brackets: {unit}; –: does not exist", fontsize=8, color=MUTED)
+    whiskers = "; whiskers: 95 % intervals" if "f1_high" in table else ""
+    axes.set_xlabel(f"in brackets: {unit}; –: does not exist{whiskers}", fontsize=8, color=MUTED)
     return with_fonts(figure)
 
 

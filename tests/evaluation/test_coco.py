@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.evaluation.coco import read_coco
 from labeling_pipeline.tasks import PERSON
 
 
@@ -29,7 +29,8 @@ def read(document):
 def test_boxes_become_corners_and_images_without_boxes_are_covered():
     truth = read(coco())
 
-    assert truth.boxes.to_dict("records") == [
+    known = truth.boxes.dropna(axis="columns").to_dict("records")
+    assert known == [
         {
             "file_name": "Sitting/a.jpg",
             "label": "person",
@@ -73,7 +74,7 @@ BOX = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        pytest.param("{not json", "not valid JSON", id="no JSON"),
+        pytest.param("{not json", "a COCO file in JSON", id="no JSON"),
         pytest.param("[]", "an object with images", id="a list"),
         pytest.param({"images": []}, "a list", id="no categories"),
         pytest.param(coco(images=[{"id": 1}]), "file_name", id="an image without a name"),
@@ -111,3 +112,36 @@ def test_what_is_not_coco_is_refused_naming_file_and_expectation(document, expec
         read(document)
     assert expected in str(caught.value)
     assert "truth.json" in str(caught.value)
+
+
+def test_area_text_and_outline_are_kept_and_missing_where_they_are_not_given():
+    outline = [[0.0, 0, 9, 0, 9, 9]]
+    given = BOX | {"area": 44.5, "text": "Gate 7", "segmentation": outline}
+    boxes = read(coco(annotations=[given, BOX | {"text": None, "segmentation": []}])).boxes
+    assert boxes.loc[0, ["area", "text", "segmentation"]].tolist() == [44.5, "Gate 7", outline]
+    assert boxes.loc[1, ["area", "text", "segmentation"]].isna().all()
+    assert read(coco(annotations=[given])).has_text
+    assert not read(coco()).has_text
+
+
+def test_a_person_whose_keypoints_nobody_labelled_is_known_to_be_there():
+    """A prediction of them is no mistake, so they must not be forgotten."""
+    person = {"id": 3, "name": "person", "keypoints": ["nose", "left_eye"]}
+    points = read(coco(categories=[person], annotations=[BOX])).keypoints
+    assert points[["instance", "visibility"]].to_numpy().tolist() == [[0, 0]]
+    assert read(coco(annotations=[BOX])).keypoints.empty
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"area": -1}, "square pixels"),
+        ({"text": 7}, "a text"),
+        ({"segmentation": [[0, 0, 9, 9]]}, "at least three corners"),
+        ({"segmentation": [[0, 0, 9, 0, 9, 9, 4]]}, "at least three corners"),
+        ({"segmentation": {"size": [9, 9]}}, "run-length encoding"),
+    ],
+)
+def test_what_an_annotation_adds_is_read_strictly(change, expected):
+    with pytest.raises(ConfigurationError, match=expected):
+        read(coco(annotations=[BOX | change]))
