@@ -149,6 +149,7 @@ def annotation_of(row: Any) -> Annotation:
         ),
         text=_given(row.text),
         score=None if pd.isna(row.score) else float(row.score),
+        is_calibrated=bool(row.is_calibrated),
     )
 
 

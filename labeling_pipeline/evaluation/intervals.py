@@ -53,6 +53,32 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
     return Interval(min(max(low, 0.0), share), max(min(high, 1.0), share))
 
 
+def clustered_wilson_interval(successes: np.ndarray, clusters: np.ndarray) -> Interval | None:
+    """Of a share of trials that come in clusters, as the boxes of an image: Wilson's interval on
+    the effective number of trials (Korn and Graubard, "Confidence intervals for proportions with
+    small expected number of positive counts estimated from survey data", 1998).
+
+    That is the number of independent trials with the variance that the clusters show. Where all
+    trials end alike nothing can be seen of it, and a cluster counts as one trial.
+
+    Args:
+        successes: (n,) bool, how each trial ended.
+        clusters: (n,) which cluster it belongs to.
+    """
+    trials = len(successes)
+    if not trials:
+        return None
+    _, cluster_of = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(cluster_of)
+    share = float(np.mean(successes))
+    effective = float(len(sizes))
+    if 0 < share < 1 and len(sizes) > 1:
+        ended = np.bincount(cluster_of, weights=np.asarray(successes, dtype=float))
+        variance = ((ended - share * sizes) ** 2).sum() * len(sizes) / (len(sizes) - 1) / trials**2
+        effective = float(min(share * (1 - share) / variance, trials) if variance else trials)
+    return wilson_interval(share * effective, effective)
+
+
 def bootstrap_intervals(
     statistics: Callable[[np.ndarray], Sequence[float | None]],
     units: int,

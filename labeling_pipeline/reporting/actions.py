@@ -46,7 +46,7 @@ def predict_and_store_actions(store: AnnotationStore, plan: Plan) -> pd.DataFram
         """
     ).to_pandas()
     images = images[images["class"].isin(list(names))]
-    people = current_annotations(store, current_view(plan))
+    people = current_annotations(store, current_view(plan).measured)
     people = people[(people["entry"] == entry.name) & people["belongs"]]
     best = best_of_each_image(people)
     best = best.assign(bbox=list(best[BOX_COLUMNS].to_numpy()))[["image_id", "keypoints", "bbox"]]

@@ -1,5 +1,6 @@
 """What the entries of a plan found against the ground truth."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,13 +12,18 @@ from labeling_pipeline.evaluation.detection import (
     evaluate_detection,
     evaluate_keypoints,
 )
-from labeling_pipeline.evaluation.ground_truth import read_coco
+from labeling_pipeline.evaluation.ground_truth import GroundTruth, read_coco
 from labeling_pipeline.evaluation.plots import detection as plots
 from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.images.sources import ImageSource
-from labeling_pipeline.plan import Plan
+from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import current_annotations, current_outcomes
+from labeling_pipeline.store.ledger import (
+    View,
+    answered_annotations,
+    current_annotations,
+    current_outcomes,
+)
 from labeling_pipeline.tasks import RULES, Geometry, Task
 
 
@@ -40,26 +46,18 @@ def evaluate_entries(
     Raises:
         ConfigurationError: the plan names a ground truth that cannot be read.
     """
-    if plan.ground_truth is None:
+    truth = _truth(plan, source)
+    if truth is None:
         return {}
-    truth = read_coco(plan.ground_truth, source.read_companion(plan.ground_truth))
-    keys = model_keys(plan)
-    outcomes = current_outcomes(store, keys)
-    outcomes = outcomes[outcomes["state"] != "unsupported"]
-    annotations = current_annotations(store, current_view(plan))
-    annotations = annotations.drop_duplicates("annotation_id")
-    image_of = dict(zip(outcomes["path"], outcomes["image_id"], strict=True))
+    outcomes = current_outcomes(store, model_keys(plan))
+    image_of = _image_of(outcomes)
     boxes = _with_image_ids(truth.boxes, image_of)
     keypoints = _with_image_ids(truth.keypoints, image_of)
+    # Equal scores are matched in another order, so that calibration must make none equal.
+    annotations = current_annotations(store, current_view(plan).measured)
+    annotations = annotations.drop_duplicates("annotation_id")
     evaluations = {}
-    for entry in plan.entries:
-        rule = RULES[entry.task]
-        # What is described bears no name that the ground truth could know.
-        if entry.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
-            continue
-        of_entry = outcomes[outcomes["entry"] == entry.name]
-        asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
-        asked = asked[["image_id", "label"]].drop_duplicates()
+    for entry, asked in _judged(plan, outcomes, truth):
         predicted = annotations[annotations["entry"] == entry.name]
         evaluations[entry.name] = EntryEvaluation(
             boxes=evaluate_detection(predicted, boxes, asked),
@@ -70,6 +68,61 @@ def evaluate_entries(
             ),
         )
     return evaluations
+
+
+def evaluate_answers(
+    store: AnnotationStore, plan: Plan, source: ImageSource
+) -> dict[str, DetectionEvaluation]:
+    """Entry -> evaluation of the boxes that the plan's models themselves answered: before
+    corrections and thresholds, with scores as measured. Otherwise as `evaluate_entries`.
+
+    Raises:
+        ConfigurationError: the plan names a ground truth that cannot be read.
+    """
+    truth = _truth(plan, source)
+    if truth is None:
+        return {}
+    keys = model_keys(plan)
+    outcomes = _of_models(current_outcomes(store, keys), keys)
+    boxes = _with_image_ids(truth.boxes, _image_of(outcomes))
+    answers = _of_models(answered_annotations(store, View(keys)).to_pandas(), keys)
+    answers = answers.drop_duplicates("annotation_id")
+    return {
+        entry.name: evaluate_detection(answers[answers["entry"] == entry.name], boxes, asked)
+        for entry, asked in _judged(plan, outcomes, truth)
+    }
+
+
+def _truth(plan: Plan, source: ImageSource) -> GroundTruth | None:
+    if plan.ground_truth is None:
+        return None
+    return read_coco(plan.ground_truth, source.read_companion(plan.ground_truth))
+
+
+def _judged(
+    plan: Plan, outcomes: pd.DataFrame, truth: GroundTruth
+) -> Iterator[tuple[Entry, pd.DataFrame]]:
+    """The entries whose boxes can be judged, each with the pairs ``image_id, label`` that were
+    asked and that the truth covers."""
+    outcomes = outcomes[outcomes["state"] != "unsupported"]
+    for entry in plan.entries:
+        rule = RULES[entry.task]
+        # What is described bears no name that the ground truth could know.
+        if entry.describes or rule.geometry not in (Geometry.BOX, Geometry.KEYPOINTS):
+            continue
+        of_entry = outcomes[outcomes["entry"] == entry.name]
+        asked = of_entry[truth.covers(of_entry["path"], of_entry["label"])]
+        yield entry, asked[["image_id", "label"]].drop_duplicates()
+
+
+def _of_models(rows: pd.DataFrame, model_keys: Mapping[str, str]) -> pd.DataFrame:
+    """Those that come from the models that the plan names."""
+    return rows[rows["model_key"] == rows["entry"].map(model_keys)]
+
+
+def _image_of(outcomes: pd.DataFrame) -> dict[str, str]:
+    """Path -> image_id."""
+    return dict(zip(outcomes["path"], outcomes["image_id"], strict=True))
 
 
 def detection_figures(entry: str, evaluation: DetectionEvaluation) -> dict[str, bytes]:

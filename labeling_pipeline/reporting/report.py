@@ -8,6 +8,7 @@ from labeling_pipeline.asks import model_keys
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import agreement_section
+from labeling_pipeline.evaluation.report.calibration import calibration_section
 from labeling_pipeline.evaluation.report.coverage import coverage_rows, coverage_section
 from labeling_pipeline.evaluation.report.data import Picture, ReportData
 from labeling_pipeline.evaluation.report.detection import EntryDetection, detection_section
@@ -29,6 +30,7 @@ from labeling_pipeline.reporting.actions import (
     why_not_predicted,
 )
 from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.calibration import calibration_report
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries
 from labeling_pipeline.reporting.figures import report_pictures
@@ -58,6 +60,7 @@ def write_report(
                     for entry, evaluation in evaluate_entries(store, plan, source).items()
                 ]
             ),
+            calibration_section(calibration_report(store, plan, source, home)),
             actions_section(
                 ActionReport(actions, report_pictures(action_figures(predictions, actions)))
                 if actions.accuracy_all is not None
