@@ -90,9 +90,7 @@ def thresholds_of_others(plan: Plan) -> dict[str, str]:
         return {}
     notes = {}
     for entry, key in model_keys(plan).items():
-        task = plan.entry(entry).task
         known = {one.model_key for one in fitted.thresholds if one.entry == entry}
-        known |= {one.model_key for one in fitted.calibrations if one.task == task}
         if known and key not in known:
             notes[entry] = (
                 f"{plan.thresholds} knows {entry} of model key {', '.join(sorted(known))} only, "

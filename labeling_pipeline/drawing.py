@@ -256,10 +256,14 @@ def _text_of(annotation: Annotation) -> str:
 
 
 def _score_text(annotation: Annotation) -> str:
-    """A measured score as 0.61; a calibrated one, which is a probability, as 97%."""
-    if annotation.score is None:
+    """A measured score as 0.61; a calibrated one, which is a probability, as 97%, and never as a
+    certainty."""
+    score = annotation.score
+    if score is None:
         return ""
-    return f"{annotation.score:.0%}" if annotation.is_calibrated else f"{annotation.score:.2f}"
+    if not annotation.is_calibrated:
+        return f"{score:.2f}"
+    return "<1%" if score < 0.005 else ">99%" if score >= 0.995 else f"{score:.0%}"
 
 
 def _skeleton_of(names: Sequence[str]) -> Skeleton | None:

@@ -130,7 +130,11 @@ def label_class(
             path, error = next(iter(summary.errors.items()))
             raise ModelError(f"all {summary.due} images failed; the first, {path}: {error}")
     rows = class_standing(
-        store, current_view(plan), entry=entry.name, class_slug=class_slug
+        store,
+        current_view(plan),
+        entry=entry.name,
+        class_slug=class_slug,
+        model_key=model.model_key,
     ).to_pylist()
     summary.standing = {row["state"]: (row["images"], row["annotations"]) for row in rows}
     note = thresholds_of_others(plan).get(entry.name)

@@ -62,9 +62,10 @@ def calibration_error_interval(
 ) -> Interval | None:
     """Where the calibration error lies, by a bootstrap over groups; ``None`` without two groups.
 
-    In a resample chance comes in twice, and what it does to an error only adds to it: percentiles
-    would lie too high. So they are reflected at the measured error (Davison and Hinkley, "Bootstrap
-    methods and their application", 1997, the basic bootstrap).
+    The upper end is the percentile of the resamples. Chance only ever adds to an error, and in a
+    resample it does so twice: the lower percentile would lie above the truth. So the lower end is
+    the upper one, reflected at the measured error (Davison and Hinkley, "Bootstrap methods and
+    their application", 1997, the basic bootstrap).
 
     Args:
         scores: (n,) float in 0..1, none missing.
@@ -86,7 +87,7 @@ def calibration_error_interval(
     (found,) = bootstrap_intervals(lambda drawn: [error(drawn)], len(names))
     if found is None:
         return None
-    return Interval(max(0.0, 2 * measured - found.high), max(0.0, 2 * measured - found.low))
+    return Interval(max(0.0, 2 * measured - found.high), max(measured, found.high))
 
 
 def _bin_of(scores: np.ndarray, bins: int) -> np.ndarray:

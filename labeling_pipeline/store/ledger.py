@@ -292,13 +292,15 @@ GROUP BY state ORDER BY state
 """
 
 
-def class_standing(store: AnnotationStore, view: View, *, entry: str, class_slug: str) -> pa.Table:
-    """Where one class stands with the plan's model key, whichever run it comes from.
+def class_standing(
+    store: AnnotationStore, view: View, *, entry: str, class_slug: str, model_key: str
+) -> pa.Table:
+    """Where one class stands with one model key, whichever run it comes from.
 
     Returns columns state, images (accepted ones of the class, by their latest outcome) and
     annotations (of the class's label, those that count).
     """
-    return store.query(_STANDING, (class_slug, entry, view.model_keys[entry]), view.limits)
+    return store.query(_STANDING, (class_slug, entry, model_key), view.limits)
 
 
 # Per image x entry x class: the plan's model key if it has an outcome, else the newest; a failed

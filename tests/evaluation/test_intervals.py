@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from labeling_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_intervals,
+    clustered_wilson_interval,
     wilson_interval,
 )
 
@@ -72,3 +73,40 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         (found,) = bootstrap_intervals(lambda drawn: [drawn @ values / 60], 60, replicates=200)  # noqa: B023
         held += found.holds(0.8)
     assert 0.88 < held / 200 <= 1
+
+
+@pytest.mark.parametrize("right", [0, 1, 57, 99, 100])
+def test_clusters_of_one_have_wilsons_interval(right):
+    ended = np.arange(100) < right
+    found = clustered_wilson_interval(ended, np.arange(100))
+    expected = wilson_interval(right, 100)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-3)
+
+
+def test_clusters_that_end_alike_count_as_one_trial_each():
+    clusters = np.repeat(np.arange(20), 10)
+    ended = clusters < 14
+    found, expected = clustered_wilson_interval(ended, clusters), wilson_interval(14 * 0.95, 19)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=2e-2)
+    assert clustered_wilson_interval(np.ones(200, bool), clusters) == wilson_interval(20, 20)
+
+
+def test_no_trials_in_clusters_have_no_interval():
+    assert clustered_wilson_interval(np.array([], bool), np.array([])) is None
+
+
+def test_a_single_cluster_says_next_to_nothing():
+    assert clustered_wilson_interval(np.array([True] * 9 + [False]), np.zeros(10)).low < 0.3
+
+
+def test_clustered_intervals_hold_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(6)
+    clusters = np.repeat(np.arange(50), 6)
+    held = {"clustered": 0, "as if independent": 0}
+    for _ in range(300):
+        # The trials of a cluster share a chance of their own; its mean is 0.8.
+        ended = random.random(300) < random.beta(1.6, 0.4, 50)[clusters]
+        held["clustered"] += clustered_wilson_interval(ended, clusters).holds(0.8)
+        held["as if independent"] += wilson_interval(ended.sum(), 300).holds(0.8)
+    assert held["clustered"] / 300 > 0.92
+    assert held["as if independent"] / 300 < 0.85

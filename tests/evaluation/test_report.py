@@ -9,10 +9,18 @@ from PIL import Image
 
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
+from labeling_pipeline.evaluation.calibration import (
+    BOX_COLUMNS,
+    Calibration,
+    ModelCalibration,
+    calibrate_scores,
+    choose_thresholds,
+)
 from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
 from labeling_pipeline.evaluation.intervals import Interval
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
+from labeling_pipeline.evaluation.report.calibration import CalibrationReport, calibration_section
 from labeling_pipeline.evaluation.report.coverage import (
     CoverageRow,
     coverage_rows,
@@ -36,10 +44,12 @@ from labeling_pipeline.evaluation.report.files import (
 )
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.tasks import Task
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 NOTHING = (
     detection_section(()),
+    calibration_section(None),
     actions_section(None),
     agreement_section(None),
     coverage_section(()),
@@ -70,6 +80,16 @@ def full():
         pd.DataFrame(columns=["image_id", "instance", *BOX, "name", "x_px", "y_px", "visibility"]),
         pd.DataFrame({"image_id": ["a"]}),
     )
+    boxes_judged = pd.DataFrame(
+        [("objects", "cat", i / 200, i >= 20, f"{i}") for i in range(200)], columns=BOX_COLUMNS
+    )
+    calibration = Calibration(
+        (
+            ModelCalibration("k1", "rex", Task.DETECTION, calibrate_scores(boxes_judged)),
+            ModelCalibration("k1", "rex", Task.KEYPOINT, calibrate_scores(boxes_judged[:9])),
+        ),
+        choose_thresholds(boxes_judged, {("objects", "cat"): 190, ("objects", "owl"): 5}),
+    )
     actions = evaluate_actions(
         pd.DataFrame({"true_action": ["run", "sit"], "predicted_action": ["run", None]})
     )
@@ -87,6 +107,9 @@ def full():
     )
     return page_of(
         detection_section((EntryDetection("objects", boxes, keypoints, (picture(),)),)),
+        calibration_section(
+            CalibrationReport(calibration, 0.95, ("Nothing of <this> is applied.",), (picture(),))
+        ),
         actions_section(ActionReport(actions, (picture(width=1200),))),
         agreement_section(AgreementReport(agreement, (picture("JPEG"),))),
         coverage_section(
@@ -131,7 +154,16 @@ class Page(HTMLParser):
 def test_the_whole_page_has_every_section_and_is_well_formed():
     page = Page(render_report(full()))
     assert page.sections == [
-        *("detection", "actions", "agreement", "classes", "examples", "rejects", "provenance")
+        *(
+            "detection",
+            "calibration",
+            "actions",
+            "agreement",
+            "classes",
+            "examples",
+            "rejects",
+            "provenance",
+        )
     ]
     assert page.open == []
 
@@ -181,8 +213,17 @@ def test_the_headlines_add_up():
     assert values["Without an answer"] == ("2", "28.6% of the outcomes")
     assert values["F1 of objects"] == ("1.00", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
+    assert values["Calibration error of rex detection"][1] == "0.41 as measured; 200 boxes"
+    assert values["Calibration error of rex keypoint"][1] == "as measured; 9 boxes"
     assert values["Agreement of models"] == ("0.00", "1 image compared")
     assert values["Action accuracy"] == ("50.0%", "100.0% where predicted")
+
+
+def test_what_was_not_calibrated_and_what_has_no_threshold_say_why():
+    html = render_report(full())
+    assert "rex, keypoint, is not calibrated: too few boxes: 9" in html
+    assert "owl of objects has no threshold: too few boxes: 0" in html
+    assert "Nothing of &lt;this&gt; is applied." in html
 
 
 def test_many_rejected_files_of_one_reason_are_cut_and_counted():
