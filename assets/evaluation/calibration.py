@@ -41,13 +41,16 @@ def build_calibration_asset(plan: Plan) -> dg.AssetsDefinition:
                 {"note": "the plan names no ground_truth, so there is nothing to learn from"}
             )
             return
-        path = write_calibration(annotation_store.at(), effective, learned)
+        figures = calibration_figures(learned)
+        path = write_calibration(annotation_store.at(), effective, learned, figures)
         context.add_output_metadata(
             {
                 "scores": frame_table(learned.table),
-                "thresholds": frame_table(learned.thresholds),
+                "thresholds": frame_table(
+                    learned.thresholds.drop(columns=["recall_of_all", "true", "model_key"])
+                ),
                 "file": dg.MetadataValue.path(path.resolve()),
-                **{name: png(data) for name, data in calibration_figures(learned).items()},
+                **{name: png(data) for name, data in figures.items()},
             }
         )
 

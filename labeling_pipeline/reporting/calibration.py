@@ -30,6 +30,9 @@ from labeling_pipeline.reporting.figures import report_pictures, write_figures
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import Task
 
+THRESHOLDS_FILE = "thresholds.yaml"
+"""In the reports of a home."""
+
 
 def calibrate(store: AnnotationStore, plan: Plan, source: ImageSource) -> Calibration | None:
     """Learn what the scores of the plan's models mean, and choose thresholds. Near duplicates are
@@ -48,6 +51,8 @@ def calibrate(store: AnnotationStore, plan: Plan, source: ImageSource) -> Calibr
         [one.matches.assign(entry=entry) for entry, one in evaluations.items()], ignore_index=True
     )
     boxes["group"] = boxes["image_id"].map(group_of)
+    # Sums of probabilities may be rounded to a little over 1.
+    boxes["score"] = boxes["score"].clip(0, 1)
     boxes = boxes[BOX_COLUMNS]
     models = models_of(plan)
     uses: dict[tuple[str, Task], list[str]] = {}
@@ -112,16 +117,18 @@ def thresholds_of(plan: Plan, calibration: Calibration) -> Thresholds:
     )
 
 
-def write_calibration(home: Home, plan: Plan, calibration: Calibration) -> Path:
+def write_calibration(
+    home: Home, plan: Plan, calibration: Calibration, figures: dict[str, bytes]
+) -> Path:
     """Write the thresholds file, and tables and figures to a folder of their own; returns the path
-    of the file."""
+    of the file. figures: name -> PNG."""
     folder = home.reports / "calibration"
-    write_figures(folder, calibration_figures(calibration))
+    write_figures(folder, figures)
     tables = {"scores": calibration.table, "thresholds": calibration.thresholds}
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
         write_if_changed(folder / f"{name}.csv", text.encode())
-    path = home.reports / "thresholds.yaml"
+    path = home.reports / THRESHOLDS_FILE
     write_if_changed(path, thresholds_of(plan, calibration).to_yaml().encode())
     return path
 
@@ -160,7 +167,7 @@ def _applied(plan: Plan, calibration: Calibration, home: Home) -> tuple[str, ...
     if fitted is None:
         return (
             "None of this is applied yet: scores are shown as measured. To apply it, name the file "
-            f"in the plan: thresholds: {home.reports / 'thresholds.yaml'}",
+            f"in the plan: thresholds: {(home.reports / THRESHOLDS_FILE).resolve()}",
         )
     now = thresholds_of(plan, calibration)
     is_this = (fitted.calibrations, fitted.thresholds) == (now.calibrations, now.thresholds)

@@ -53,7 +53,7 @@ def evaluate_entries(
     image_of = _image_of(outcomes)
     boxes = _with_image_ids(truth.boxes, image_of)
     keypoints = _with_image_ids(truth.keypoints, image_of)
-    # Equal scores are matched in another order, so that calibration must make none equal.
+    # Calibration may make scores equal, and then others would go first when boxes are matched.
     annotations = current_annotations(store, current_view(plan).measured)
     annotations = annotations.drop_duplicates("annotation_id")
     evaluations = {}
