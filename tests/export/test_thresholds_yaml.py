@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling_pipeline.errors import ThresholdsError
@@ -92,17 +92,22 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
 shares = st.floats(0, 1)
 
 
-@given(st.lists(st.tuples(texts, texts, texts), unique=True, max_size=4), shares)
-def test_whatever_labels_are_called_they_are_read_back(tmp_path_factory, names, threshold):
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("any") / "thresholds.yaml"
+
+
+@settings(deadline=None, max_examples=50)
+@given(names=st.lists(st.tuples(texts, texts, texts), unique=True, max_size=4), threshold=shares)
+def test_whatever_labels_are_called_they_are_read_back(file, names, threshold):
     given_ = Thresholds(
         version=1,
         thresholds=tuple(
             ThresholdItem(entry=e, label=la, model_key=k, threshold=threshold) for e, la, k in names
         ),
     )
-    path = tmp_path_factory.mktemp("any") / "thresholds.yaml"
-    path.write_text(given_.to_yaml(), encoding="utf-8")
-    assert read_thresholds(path) == given_
+    file.write_text(given_.to_yaml(), encoding="utf-8")
+    assert read_thresholds(file) == given_
 
 
 THRESHOLD = "thresholds:\n- {entry: object, label: cat, model_key: a, threshold: 0.5}\n"
