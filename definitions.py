@@ -10,12 +10,13 @@ from assets.automation import build_automation
 from assets.checks import build_checks
 from assets.evaluation.actions import build_action_assets
 from assets.evaluation.agreement import build_agreement_asset
+from assets.evaluation.calibration import build_calibration_asset
 from assets.evaluation.detection import build_detection_asset
 from assets.evaluation.report import build_report_asset
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
 from assets.rederivation import build_rederivation_asset
-from labeling_pipeline.asks import models_of
+from labeling_pipeline.asks import current_view
 from labeling_pipeline.home import SAMPLE_IMAGES, Environment
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.plan import Plan, load_plan
@@ -31,13 +32,14 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
 
     Raises:
         ConfigurationError: a model that the plan names does not exist, cannot do its task, or does
-            not go with the settings.
+            not go with the settings; or its thresholds file cannot be read.
         PlanError: a time that the plan gives cannot be.
     """
     effective = plan.with_model(environment.model, **environment.settings)
     effective.check_models()
     images = environment.images or plan.source.url or REPOSITORY / SAMPLE_IMAGES
-    models_of(effective)
+    # Loads no weights; what the plan names must be there.
+    current_view(effective)
     definitions = dg.Definitions(
         assets=[
             *build_ingestion_assets(plan),
@@ -45,6 +47,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
             *build_output_assets(plan),
             *build_action_assets(plan),
             build_detection_asset(plan),
+            build_calibration_asset(plan),
             build_agreement_asset(plan),
             build_report_asset(plan),
             build_rederivation_asset(plan),

@@ -146,7 +146,12 @@ def _run_assets(
         for entry in plan.entries:
             materialize([entry.asset], classes)
         materialize(["visualizations", "class_exports"], classes)
-    materialize(["action_predictions", "har_evaluation", "detection_evaluation", "model_agreement"])
+    materialize(
+        [
+            *("action_predictions", "har_evaluation", "detection_evaluation", "calibration"),
+            "model_agreement",
+        ]
+    )
     materialize(["annotation_report"])
     return ran
 

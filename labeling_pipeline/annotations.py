@@ -104,6 +104,7 @@ class Annotation:
     """One thing found on an image. Which of the geometries is set depends on the task.
 
     polygon: corners (x, y) in order, at least three. text: what was read there.
+    is_calibrated: the score is the probability that the annotation is right; else it ranks only.
     """
 
     label: str
@@ -114,6 +115,7 @@ class Annotation:
     text: str | None = None
     score: float | None = None
     token_scores: TokenScores | None = None
+    is_calibrated: bool = False
 
     def iou(self, box: Box | None) -> float:
         """Intersection over union with a box; 0 where either has none."""

@@ -4,15 +4,18 @@ The plan says what is asked, the store which classes there are; entries that go 
 one found ask each image something of its own.
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from labeling_pipeline.asking.names import names_of
 from labeling_pipeline.asking.questions import Region
 from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.export.thresholds_yaml import Thresholds, read_thresholds
 from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.registry import load_model, require_task
 from labeling_pipeline.plan import Entry, Group, Plan, entry_requests
@@ -34,8 +37,67 @@ def model_keys(plan: Plan) -> dict[str, str]:
 
 
 def current_view(plan: Plan) -> View:
-    """What of the stored answers the plan shows."""
-    return View(model_keys(plan), {entry.name: entry.threshold for entry in plan.entries})
+    """What of the stored answers the plan shows.
+
+    Raises:
+        ThresholdsError: the plan names a thresholds file that cannot be read.
+    """
+    fitted = fitted_thresholds(plan)
+    return View(
+        model_keys(plan),
+        {entry.name: entry.threshold for entry in plan.entries},
+        {
+            (one.entry, one.model_key, one.label): one.threshold
+            for one in (fitted.thresholds if fitted else ())
+            if one.threshold is not None
+        },
+        {
+            (entry.name, one.model_key): one.score_map
+            for one in (fitted.calibrations if fitted else ())
+            for entry in plan.entries
+            if entry.task == one.task and one.score_map is not None
+        },
+    )
+
+
+def fitted_thresholds(plan: Plan) -> Thresholds | None:
+    """The thresholds file that the plan names, if it names one.
+
+    Raises:
+        ThresholdsError: it cannot be read.
+    """
+    path = plan.thresholds_path
+    if path is None:
+        return None
+    return _thresholds_as_of(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _thresholds_as_of(path: Path, mtime_ns: int) -> Thresholds:
+    """The file is asked for with every class; it is parsed once for each time it changed."""
+    return read_thresholds(path)
+
+
+def thresholds_of_others(plan: Plan) -> dict[str, str]:
+    """Entry name -> a sentence, for the entries of which the thresholds file knows other models
+    only: nothing of it holds for the one that the plan asks.
+
+    Raises:
+        ThresholdsError: the file cannot be read.
+    """
+    fitted = fitted_thresholds(plan)
+    if fitted is None:
+        return {}
+    notes = {}
+    for entry, key in model_keys(plan).items():
+        known = {one.model_key for one in fitted.thresholds if one.entry == entry}
+        if known and key not in known:
+            notes[entry] = (
+                f"{plan.thresholds} knows {entry} of model key {', '.join(sorted(known))} only, "
+                f"not of {key}, which the plan asks: its thresholds and calibration are not "
+                "applied; materialize calibration and name the file that it writes"
+            )
+    return notes
 
 
 def class_names(store: AnnotationStore, *, with_retired: bool = False) -> dict[str, str]:
@@ -131,13 +193,8 @@ class EntryAsks:
         return list(names_of(found)) if self.entry.labels_from else [one.box for one in found]
 
     def _regions(self, source: Entry, class_slug: str) -> Regions:
-        rows = current_regions(
-            self.store,
-            model_keys(self.plan),
-            source.name,
-            source.label_for(self.names[class_slug]),
-            source.threshold,
-        ).to_pylist()
+        label = source.label_for(self.names[class_slug])
+        rows = current_regions(self.store, current_view(self.plan), source.name, label).to_pylist()
         regions: dict[str, list[Region]] = {row["image_id"]: [] for row in rows}
         for row in rows:
             if row["annotation_id"] is not None:

@@ -252,7 +252,18 @@ def _area(annotation: Annotation) -> float:
 
 def _text_of(annotation: Annotation) -> str:
     label = annotation.label if len(annotation.label) <= 40 else f"{annotation.label[:39]}…"
-    return label if annotation.score is None else f"{label} {annotation.score:.2f}"
+    return f"{label} {_score_text(annotation)}".rstrip()
+
+
+def _score_text(annotation: Annotation) -> str:
+    """A measured score as 0.61; a calibrated one, which is a probability, as 97%, and never as a
+    certainty."""
+    score = annotation.score
+    if score is None:
+        return ""
+    if not annotation.is_calibrated:
+        return f"{score:.2f}"
+    return "<1%" if score < 0.005 else ">99%" if score >= 0.995 else f"{score:.0%}"
 
 
 def _skeleton_of(names: Sequence[str]) -> Skeleton | None:
@@ -356,7 +367,7 @@ def _text_page(canvas: np.ndarray, annotations: Sequence[Annotation], scale: flo
         if (length := font.getlength(annotation.text)) > width:
             font = font.font_variant(size=max(6, int(font.size * width / length)))
         small = _font("0", max(9, round(canvas.shape[0] / 60)))
-        score = "" if annotation.score is None else f"{annotation.score:.2f}"
+        score = _score_text(annotation)
         # Upright on a layer with room for the score, then turned as the text is.
         size = (max(1, round(width)), max(1, round(height + 2 * small.size)))
         layer = Image.new("RGBA", size)

@@ -3,6 +3,7 @@
 LabelingError
 ├── ConfigurationError          what was asked for cannot work; retrying does not help
 │   ├── PlanError               a plan that is not valid: names file, line, expected and got
+│   ├── ThresholdsError         a thresholds file that is not valid: file, line, expected, got
 │   ├── CorrectionsError        corrections that cannot be imported: file, position, expected, got
 │   ├── HomeError               a home that belongs to another image root
 │   ├── UnknownModelError       a model name that resolves to nothing
@@ -27,6 +28,10 @@ class ConfigurationError(LabelingError):
 
 class PlanError(ConfigurationError):
     """A labeling plan that is not valid."""
+
+
+class ThresholdsError(ConfigurationError):
+    """A thresholds file that is not valid."""
 
 
 class CorrectionsError(ConfigurationError):

@@ -21,7 +21,13 @@ import numpy as np
 from labeling_pipeline.annotations import Box, Generation, State
 from labeling_pipeline.asking.questions import Answered, Conclusion, Question, Region
 from labeling_pipeline.asking.rounds import conclude, first_questions, second_questions
-from labeling_pipeline.asks import EntryAsks, Regions, class_names
+from labeling_pipeline.asks import (
+    EntryAsks,
+    Regions,
+    class_names,
+    current_view,
+    thresholds_of_others,
+)
 from labeling_pipeline.errors import ConfigurationError, ModelError, SourceError
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource, read_known
@@ -126,12 +132,14 @@ def label_class(
             raise ModelError(f"all {summary.due} images failed; the first, {path}: {error}")
     rows = class_standing(
         store,
+        current_view(plan),
         entry=entry.name,
         class_slug=class_slug,
         model_key=model.model_key,
-        threshold=entry.threshold,
     ).to_pylist()
     summary.standing = {row["state"]: (row["images"], row["annotations"]) for row in rows}
+    note = thresholds_of_others(plan).get(entry.name)
+    summary.notes += (note,) if note else ()
     summary.seconds = time.perf_counter() - started
     return summary
 

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -34,6 +32,7 @@ from labeling_pipeline.models.base import Model
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.registry import EMBEDDED, find_card, model_for, require_task
 from labeling_pipeline.tasks import PERSON, RULES, SKELETONS, Geometry, Skeleton, Task
+from labeling_pipeline.yaml_files import YamlDocument, read_text
 
 EVERY_CLASS = "*"
 """Key of ``ask`` that stands for every class without a key of its own."""
@@ -230,6 +229,17 @@ class Checks(BaseModel):
     )
 
 
+class Calibration(BaseModel):
+    """How scores are calibrated and thresholds chosen, where there is ground truth."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target_precision: float = Field(
+        0.95, gt=0, lt=1, description="what the threshold of each label aims at"
+    )
+    folds: Annotated[int, Field(ge=2)] = 5
+
+
 Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", description="five fields")]
 
 
@@ -260,6 +270,10 @@ class Plan(BaseModel):
         (), description="COCO files and YOLO's data.yaml, relative to the images"
     )
     actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
+    calibration: Calibration = Field(default_factory=Calibration)  # type: ignore[arg-type]
+    thresholds: str | None = Field(
+        None, description="file that `calibration` wrote, relative to the plan; default: none holds"
+    )
     checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
     automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]
     file: str = "plan"
@@ -326,6 +340,11 @@ class Plan(BaseModel):
             named.update(dict.fromkeys(entry.classes or ()))
             named.update(dict.fromkeys(key for key in entry.ask if key != EVERY_CLASS))
         return tuple(named)
+
+    @property
+    def thresholds_path(self) -> Path | None:
+        """Where the thresholds file lies, if the plan names one."""
+        return None if self.thresholds is None else Path(self.file).parent / self.thresholds
 
     def entry(self, name: str) -> Entry:
         """Raises PlanError if no entry has that name."""
@@ -414,13 +433,7 @@ def load_plan(path: Path) -> Plan:
     Raises:
         PlanError: names the file, the line, what was expected and what came.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PlanError(f"{path}: expected a plan in YAML, but {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PlanError(f"{path}: expected text in UTF-8, but {error.reason}") from error
-    return parse_plan(text, str(path))
+    return parse_plan(read_text(path, "a plan in YAML", PlanError), str(path))
 
 
 def parse_plan(text: str, file: str = "plan") -> Plan:
@@ -429,48 +442,8 @@ def parse_plan(text: str, file: str = "plan") -> Plan:
     Raises:
         PlanError: as ``load_plan``.
     """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PlanError(f"{file}:{line}: expected valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        # A control character, or a date that is none.
-        raise PlanError(f"{file}:1: expected valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        got = "nothing" if data is None else type(data).__name__
-        raise PlanError(f"{file}:1: expected a mapping with `entries`, got {got}")
-    if "file" in data:
-        problem = {"type": "extra_forbidden", "loc": ("file",)}
-        raise PlanError(_explain(problem, root, file))
-    try:
-        return Plan.model_validate({**data, "file": file})
-    except ValidationError as error:
-        lines = [_explain(problem, root, file) for problem in error.errors()]
-        raise PlanError("\n".join(lines)) from None
-
-
-def _explain(problem: Any, root: yaml.Node | None, file: str) -> str:
-    """One validation problem as ``file:line: where: expected ..., got ...``."""
-    location = [part for part in problem["loc"] if part != "[key]"]
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
-    line = _line_of(root, location)
-    kind, context, got = problem["type"], problem.get("ctx", {}), problem.get("input")
-    if kind == "missing":
-        return f"{file}:{line}: {where}: expected a value here, got none"
-    if kind == "extra_forbidden":
-        sections = [part for part in location[:-1] if part in _SECTIONS]
-        model: Any = _SECTIONS[sections[-1]] if sections else Plan
-        known = ", ".join(name for name in model.model_fields if name != "file")
-        return f"{file}:{line}: {where}: expected one of the keys {known}, got {location[-1]!r}"
-    if kind == "value_error":
-        return f"{file}:{line}: {where + ': ' if where else ''}{context['error']}"
-    message = str(problem["msg"])
-    message = message.removeprefix("Input should be ").replace("String should", "text that should")
-    message = message.replace("a valid tuple", "a list")
-    message = re.sub(r"a valid dictionary.*", "a mapping", message)
-    return f"{file}:{line}: {where}: expected {message}, got {got!r}"
+    document = YamlDocument(text, file, "entries", PlanError)
+    return document.validated(Plan, _SECTIONS, file=file)
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -478,31 +451,12 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "tiles": Tiling,
     "actions": Actions,
     "automation": Automation,
+    "calibration": Calibration,
     "checks": Checks,
     "source": SourceSettings,
     "cleaning": CleaningRules,
     "runtime": ModelSettings,
 }
-
-
-def _line_of(root: yaml.Node | None, location: Sequence[str | int]) -> int:
-    """Line of the deepest node that a location reaches, counted from 1."""
-    node = root
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            if part >= len(node.value):
-                break
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
 
 
 def class_slug(display_name: str) -> str:

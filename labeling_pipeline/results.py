@@ -153,6 +153,7 @@ def annotation_of(row: Any) -> Annotation:
         ),
         text=_given(row.text),
         score=None if pd.isna(row.score) else float(row.score),
+        is_calibrated=bool(row.is_calibrated),
     )
 
 

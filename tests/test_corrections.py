@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from labeling_pipeline.reporting.agreement import measure_agreement
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.results import draw_class, export_class
 from labeling_pipeline.sample.scenes import draw_scene
+from labeling_pipeline.scores import ScoreMap
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.corrections import Kind
 from labeling_pipeline.store.ledger import current_annotations
@@ -191,6 +193,19 @@ def test_a_threshold_never_hides_what_a_person_gave(project: Project):
     project.entries = ("{name: object, task: detection, threshold: 0.99}",)
     strict = project.plan_of({"cat": [LEFT, RIGHT]})
     assert project.view(strict) == CORRECTED[:1]
+
+
+def test_what_a_person_gave_has_no_score_to_be_calibrated(project: Project):
+    project.label()
+    project.read(CHANGE)
+    view = current_view(project.plan)
+    maps = {(entry, key): ScoreMap((0.5,), (0.7,)) for entry, key in view.model_keys.items()}
+    rows = current_annotations(project.store, replace(view, score_maps=maps))
+    by_person = rows["corrected_by"].notna()
+    assert by_person.sum() == 1
+    assert rows["is_calibrated"].equals(~by_person)
+    assert rows.loc[~by_person, "score"].eq(0.7).all()
+    assert rows.loc[by_person, "score"].isna().all()
 
 
 def test_what_gives_way_to_a_persons_version_is_told(project: Project):

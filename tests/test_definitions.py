@@ -45,6 +45,7 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "action_predictions",
         "har_evaluation",
         "detection_evaluation",
+        "calibration",
         "model_agreement",
         "annotation_report",
         "rederived_annotations",

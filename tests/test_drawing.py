@@ -80,6 +80,25 @@ def test_a_label_stays_inside_the_picture(box):
     assert height >= 14
 
 
+@pytest.mark.parametrize(
+    ("score", "is_calibrated", "text"),
+    [
+        pytest.param(0.968, False, "0.97", id="measured"),
+        pytest.param(0.968, True, "97%", id="calibrated"),
+        pytest.param(0.9951, True, ">99%", id="never certainly right"),
+        pytest.param(0.0049, True, "<1%", id="never certainly wrong"),
+        pytest.param(None, True, "", id="no score"),
+    ],
+)
+def test_a_probability_is_a_percentage_and_what_was_measured_is_not(score, is_calibrated, text):
+    names = (f"name {number}" for number in range(1000))
+    label = next(n for n in names if label_color(n) == label_color(f"{n} {text}".strip()))
+    box = (200, 150, 500, 450)
+    scored = Annotation(label, box, score=score, is_calibrated=is_calibrated)
+    said = Annotation(f"{label} {text}".strip(), box)
+    assert not changed(draw_annotations(gray(), [scored]), draw_annotations(gray(), [said])).any()
+
+
 def test_labels_of_the_same_place_do_not_cover_each_other():
     box = (200, 200, 400, 400)
     both = draw_annotations(gray(), [Annotation("person", box), Annotation("face", box)])

@@ -57,11 +57,15 @@ entries:
     distractors: [table]
     group_size: 3
 actions: {entry: posture, folds: 3, seed: 7}
+calibration: {target_precision: 0.9}
+thresholds: ../thresholds.yaml
 """
 
 
 def test_a_full_plan_says_everything_it_says():
-    plan = parse_plan(FULL)
+    plan = parse_plan(FULL, "plans/full.yaml")
+    assert (plan.calibration.target_precision, plan.calibration.folds) == (0.9, 5)
+    assert plan.thresholds_path == Path("plans/../thresholds.yaml")
     posture, thing = plan.entries
     assert plan.entry("posture") is posture
     assert [plan.model_of(e) for e in plan.entries] == ["tiny-rex-omni", "rex-omni"]
@@ -259,6 +263,14 @@ MISTAKES = {
     "a threshold out of range": Mistake(
         entry_with("task: detection", "threshold: 1.5"),
         *(4, "entries[0].threshold", "less than or equal to 1", "1.5"),
+    ),
+    "a precision that nothing can have": Mistake(
+        "calibration: {target_precision: 1.0}\nentries: [{name: a, task: detection}]\n",
+        *(1, "calibration.target_precision", "less than 1", "1.0"),
+    ),
+    "an unknown key of calibration": Mistake(
+        "calibration: {precision: 0.9}\nentries: [{name: a, task: detection}]\n",
+        *(1, "calibration.precision", "one of the keys target_precision, folds", "'precision'"),
     ),
     "a group of nothing": Mistake(
         entry_with("task: detection", "group_size: 0"),

@@ -23,6 +23,7 @@ def build_report_asset(plan: Plan) -> dg.AssetsDefinition:
             every_class_of("visualizations"),
             "har_evaluation",
             "detection_evaluation",
+            "calibration",
             "model_agreement",
         ],
         group_name=EVALUATION,

@@ -245,9 +245,7 @@ def _ranks(chances: np.ndarray, true_codes: np.ndarray) -> np.ndarray:
 def _share(right: np.ndarray, group_codes: np.ndarray) -> Measure:
     if not len(right):
         return Measure(None)
-    _, codes = np.unique(group_codes, return_inverse=True)
-    interval = clustered_interval(np.bincount(codes, right), np.bincount(codes))
-    return Measure(float(right.mean()), interval)
+    return Measure(float(right.mean()), clustered_interval(right, group_codes))
 
 
 def _with_width(interval: Interval | None) -> Interval | None:

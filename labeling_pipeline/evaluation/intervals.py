@@ -63,29 +63,29 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
     return Interval(min(max(low, 0.0), share), max(min(high, 1.0), share))
 
 
-def clustered_interval(successes: np.ndarray, trials: np.ndarray) -> Interval | None:
-    """Of a share of trials that come in clusters; ``None`` without trials.
+def clustered_interval(successes: np.ndarray, clusters: np.ndarray) -> Interval | None:
+    """Of a share of trials that come in clusters, as the boxes of an image: Wilson's interval on
+    the effective number of trials (Korn and Graubard, "Confidence intervals for proportions with
+    small expected number of positive counts estimated from survey data", 1998).
+
+    That is the number of independent trials with the variance that the clusters show. Where all
+    trials end alike nothing can be seen of it, and a cluster counts as one trial.
 
     Args:
-        successes: (clusters,) how many trials of each cluster succeeded.
-        trials: (clusters,) how many it has, at least one.
-
-    Raises:
-        ValueError: as `wilson_interval`.
+        successes: (n,) bool, how each trial ended.
+        clusters: (n,) which cluster it belongs to.
     """
-    total = int(np.sum(trials))
-    if not total:
+    trials = len(successes)
+    if not trials:
         return None
-    share = float(np.sum(successes)) / total
-    # All or nothing, and a single cluster, say no more than as many trials as there are clusters.
-    effective = float(len(trials))
-    if 0 < share < 1 and len(trials) > 1:
-        # Kish, "Survey sampling", 1965: variance of a ratio of cluster totals over that of as many
-        # independent trials.
-        off = np.asarray(successes) - share * np.asarray(trials)
-        variance = len(trials) / (len(trials) - 1) * float(off @ off) / total**2
-        independent = share * (1 - share) / (total - 1)
-        effective = total / max(variance / independent, 1.0)
+    _, cluster_of = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(cluster_of)
+    share = float(np.mean(successes))
+    effective = float(len(sizes))
+    if 0 < share < 1 and len(sizes) > 1:
+        ended = np.bincount(cluster_of, weights=np.asarray(successes, dtype=float))
+        variance = ((ended - share * sizes) ** 2).sum() * len(sizes) / (len(sizes) - 1) / trials**2
+        effective = float(min(share * (1 - share) / variance, trials) if variance else trials)
     return wilson_interval(share * effective, effective)
 
 

@@ -15,7 +15,9 @@ Postures::
                       "label": "person", "score": 0.9132, "area": 5.0}]}
 
 Tasks that yield them add ``"point": [x, y]``, ``"polygon": [[x, y], ...]`` and ``"text"``; a point
-has no ``bbox`` and no ``area``. What a person gave says so: ``"corrected_by": "Ann"``.
+has no ``bbox`` and no ``area``. What a person gave says so: ``"corrected_by": "Ann"``. A score that
+was calibrated says so too, and what was measured: ``"confidence": 0.97, "calibrated": true,
+"measured": 0.61``; others are as they were measured.
 
 Unlike COCO, ``bbox`` is two corners. Coordinates are pixels with two decimals, scores have four. A
 keypoint that is not visible is ``null``; every name of the skeleton is always there. What has no
@@ -63,8 +65,9 @@ def build_box_document(
         display_name: of the class.
         images: every image of the class: ``image_id, image_number, path`` (relative), and
             ``is_test`` where some are held out for testing.
-        annotations: ``image_id, x0_px, y0_px, x1_px, y1_px, score``, and ``corrected_by`` where
-            people gave some. Those of images that are not in ``images`` are left out.
+        annotations: ``image_id, x0_px, y0_px, x1_px, y1_px, score``, ``corrected_by`` where people
+            gave some, and ``measured_score, is_calibrated`` where some scores are calibrated. Those
+            of images that are not in ``images`` are left out.
         source: where the paths lead to.
     """
     return {
@@ -75,7 +78,7 @@ def build_box_document(
             {
                 "image_id": number,
                 "bbox": _bbox(row),
-                "confidence": _rounded(row.score, 4),
+                **_score(row, "confidence"),
                 "area": _area(row),
                 **_extras(row),
                 **_author(row),
@@ -116,7 +119,7 @@ def build_posture_document(
                     {"instance_id": instance, "keypoints": _keypoints(row.keypoints, skeleton)}
                 ],
                 "label": row.label,
-                "score": _rounded(row.score, 4),
+                **_score(row, "score"),
                 "area": _area(row),
                 **_author(row),
             }
@@ -157,7 +160,9 @@ def _in_order(images: pd.DataFrame, annotations: pd.DataFrame) -> Iterator[tuple
     """Yield (image number, annotation) in an order that their content alone decides."""
     numbers = dict(zip(images["image_id"], images["image_number"], strict=True))
     rows = annotations[annotations["image_id"].isin(list(numbers))]
-    rows = rows.assign(_number=rows["image_id"].map(numbers), _score=-_floats(rows["score"]))
+    # What calibration makes equal stays in the order in which it was measured.
+    measured = rows["measured_score" if "measured_score" in rows else "score"]
+    rows = rows.assign(_number=rows["image_id"].map(numbers), _score=-_floats(measured))
     keys = ["_number", "_score", *_BOX]
     for row in (
         rows.sort_values(keys, kind="stable").drop(columns=["_number", "_score"]).itertuples()
@@ -174,6 +179,14 @@ def _rounded(value: object, digits: int) -> float | None:
     if value is None or value is pd.NA or not math.isfinite(value):  # type: ignore[arg-type]
         return None
     return round(float(value), digits)  # type: ignore[arg-type]
+
+
+def _score(row: Any, name: str) -> dict[str, Any]:
+    """The score under the name that its document has for it; if calibrated, with the measured."""
+    score: dict[str, Any] = {name: _rounded(row.score, 4)}
+    if getattr(row, "is_calibrated", False):
+        score |= {"calibrated": True, "measured": _rounded(row.measured_score, 4)}
+    return score
 
 
 def _extras(row: Any) -> dict[str, Any]:

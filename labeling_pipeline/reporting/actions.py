@@ -90,7 +90,7 @@ def _from_keypoints(
     own = outcomes.loc[outcomes["belongs"], ["image_id", "class", "state", "error", "model_key"]]
     rows = images.merge(own, on=["image_id", "class"], how="left")
     reasons = map(_why_nobody, rows["state"], rows["error"])
-    view = dataclasses.replace(current_view(plan), model_keys={entry.name: key})
+    view = dataclasses.replace(current_view(plan).measured, model_keys={entry.name: key})
     people = current_annotations(store, view)
     best = best_of_each_image(people[people["belongs"]])
     best = best.assign(bbox=list(best[BOX_COLUMNS].to_numpy()))[["image_id", "keypoints", "bbox"]]

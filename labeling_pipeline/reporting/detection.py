@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from labeling_pipeline.evaluation.average_precision import rank_boxes
-from labeling_pipeline.evaluation.detection import evaluate_detection
+from labeling_pipeline.evaluation.detection import DetectionEvaluation, evaluate_detection
 from labeling_pipeline.evaluation.detection_errors import ERROR_COLUMNS, worst_first
 from labeling_pipeline.evaluation.entry import EntryEvaluation, Measure
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
@@ -48,6 +48,26 @@ def evaluate_corrections(
     """
     known = known_from_corrections(store, plan, source)
     return {one.entry.name: _evaluate(one) for one in known}
+
+
+def evaluate_answers(
+    store: AnnotationStore, plan: Plan, source: ImageSource
+) -> dict[str, DetectionEvaluation]:
+    """Entry -> evaluation of the boxes that the plan's models themselves answered: before
+    corrections and thresholds. Otherwise as `evaluate_entries`; of entries that have boxes.
+
+    Raises:
+        ConfigurationError: as `evaluate_entries`.
+    """
+    return {
+        known.entry.name: evaluate_detection(
+            known.predictions.dropna(subset=BOX_COLUMNS),
+            known.boxes.dropna(subset=BOX_COLUMNS),
+            known.pairs,
+        )
+        for known in known_from_files(store, plan, source, as_answered=True)
+        if RULES[known.entry.task].geometry is not Geometry.NONE
+    }
 
 
 def evaluate_all(store: AnnotationStore, plan: Plan, source: ImageSource) -> list[EntryEvaluation]:

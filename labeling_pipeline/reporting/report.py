@@ -9,6 +9,7 @@ from pathlib import Path
 from labeling_pipeline.asks import model_keys
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import agreement_section
+from labeling_pipeline.evaluation.report.calibration import calibration_section
 from labeling_pipeline.evaluation.report.coverage import (
     CoverageRow,
     coverage_rows,
@@ -41,6 +42,7 @@ from labeling_pipeline.reporting.actions import (
     why_not_recognised,
 )
 from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.calibration import calibration_report
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import detection_figures, evaluate_all
 from labeling_pipeline.reporting.figures import report_pictures
@@ -134,6 +136,7 @@ def _sections(
                 for evaluation in evaluate_all(store, plan, source)
             ]
         ),
+        calibration_section(calibration_report(store, plan, source, home)),
         actions_section(
             [ActionReport(one, report_pictures(action_figures(one))) for one in actions],
             why_not_recognised(actions),

@@ -31,6 +31,7 @@ from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.corrections import Correction, bounds
 from labeling_pipeline.store.ledger import (
+    View,
     answered_annotations,
     current_annotations,
     current_sql,
@@ -74,8 +75,13 @@ def is_evaluated(entry: Entry) -> bool:
     return rule.geometry is not Geometry.NONE or rule.reads_text
 
 
-def known_from_files(store: AnnotationStore, plan: Plan, source: ImageSource) -> list[Known]:
+def known_from_files(
+    store: AnnotationStore, plan: Plan, source: ImageSource, *, as_answered: bool = False
+) -> list[Known]:
     """What the files that the plan names know of each entry; nothing if it names none.
+
+    as_answered: predictions are what the plan's models themselves answered, before corrections and
+        thresholds, and only what they were asked counts.
 
     Raises:
         ConfigurationError: a file cannot be read, or is not what its format prescribes.
@@ -83,10 +89,18 @@ def known_from_files(store: AnnotationStore, plan: Plan, source: ImageSource) ->
     truth = _read_files(store, plan, source)
     if not truth.files:
         return []
-    asked = _asked(store, plan)
-    annotations = _placed(
-        current_annotations(store, current_view(plan)).drop_duplicates("annotation_id")
+    asked = _asked(store, plan, by_plans_models=as_answered)
+    # Calibration may make scores equal, and then others would go first when boxes are matched.
+    view = current_view(plan).measured
+    annotations = (
+        answered_annotations(store, View(view.model_keys)).to_pandas()
+        if as_answered
+        else current_annotations(store, view)
     )
+    annotations = _placed(annotations.drop_duplicates("annotation_id"))
+    if as_answered:
+        planned = annotations["entry"].map(view.model_keys)
+        annotations = annotations[annotations["model_key"] == planned]
     found = []
     for entry in filter(is_evaluated, plan.entries):
         questions = asked[asked["entry"] == entry.name]
@@ -120,7 +134,7 @@ def known_from_corrections(store: AnnotationStore, plan: Plan, source: ImageSour
     corrections = stored_corrections(store, [e.name for e in plan.entries if is_evaluated(e)])
     if not corrections:
         return []
-    view = current_view(plan)
+    view = current_view(plan).measured
     images = sorted({one.image_id for one in corrections})
     answered = _placed(answered_annotations(store, view, image_ids=images).to_pandas())
     corrected = current_annotations(store, view)
@@ -154,13 +168,20 @@ def known_from_corrections(store: AnnotationStore, plan: Plan, source: ImageSour
     return found
 
 
-def _asked(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
-    """``entry, image_id, label, path``: every question that was asked, each once."""
-    return store.query(
-        "SELECT DISTINCT entry, image_id, label, path "
-        f"FROM ({current_sql(model_keys(plan))}) WHERE state <> 'unsupported' "
+def _asked(store: AnnotationStore, plan: Plan, *, by_plans_models: bool = False) -> pd.DataFrame:
+    """``entry, image_id, label, path``: every question that was asked, each once.
+
+    by_plans_models: only those whose answer that holds is of the model that the plan names.
+    """
+    keys = model_keys(plan)
+    rows = store.query(
+        "SELECT DISTINCT entry, image_id, label, path, model_key "
+        f"FROM ({current_sql(keys)}) WHERE state <> 'unsupported' "
         "ORDER BY entry, image_id, label"
     ).to_pandas()
+    if by_plans_models:
+        rows = rows[rows["model_key"] == rows["entry"].map(keys)]
+    return rows.drop(columns="model_key").drop_duplicates()
 
 
 # Files ------------------------------------------------------------------------------------------

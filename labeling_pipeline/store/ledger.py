@@ -5,14 +5,16 @@ of Dagster.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from labeling_pipeline.scores import ScoreMap
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.corrections import SHAPE, Correction, Row, apply_corrections
 
@@ -22,14 +24,67 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class View:
-    """Which of the stored answers hold, and which of their annotations count.
+    """Which of the stored answers hold, which of their annotations count, and what scores mean.
+
+    Thresholds are about scores as they were measured. What has no score passes every one.
 
     model_keys: entry -> the plan's model key; entries outside it are left out.
     thresholds: entry -> lowest score kept; default: all are.
+    label_thresholds: (entry, model key, label) -> lowest score kept of what that model answered,
+        in place of the entry's.
+    score_maps: (entry, model key) -> what the scores of that model mean.
     """
 
     model_keys: Mapping[str, str]
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    label_thresholds: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    score_maps: Mapping[tuple[str, str], ScoreMap] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> "View":
+        """The same annotations, with scores as they were measured."""
+        return replace(self, score_maps={})
+
+    @property
+    def limits(self) -> dict[str, pa.Table]:
+        """The thresholds as tables, for ``_WITH_LIMIT``."""
+        by_label = [(*key, threshold) for key, threshold in self.label_thresholds.items()]
+        return {
+            "entry_limits": _table(["entry"], list(self.thresholds.items())),
+            "label_limits": _table(["entry", "model_key", "label"], by_label),
+        }
+
+    def calibrate(self, annotations: pd.DataFrame) -> pd.DataFrame:
+        """Annotations with ``score`` calibrated where a map says what it means,
+        ``measured_score``, and ``is_calibrated``.
+
+        annotations: with ``entry, model_key, score``, as measured.
+        """
+        measured = annotations["score"].to_numpy(dtype=float, na_value=np.nan)
+        score = measured.copy()
+        is_calibrated = np.zeros(len(annotations), dtype=bool)
+        for (entry, model_key), score_map in self.score_maps.items():
+            here = (annotations["entry"] == entry) & (annotations["model_key"] == model_key)
+            known = here.to_numpy(dtype=bool) & ~np.isnan(measured)
+            score[known] = score_map.apply(measured[known])
+            is_calibrated |= known
+        return annotations.assign(score=score, measured_score=measured, is_calibrated=is_calibrated)
+
+
+def _table(keys: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    schema = pa.schema([*((key, pa.string()) for key in keys), ("threshold", pa.float64())])
+    return pa.Table.from_pylist(
+        [dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema
+    )
+
+
+# Outcomes with the lowest score that counts of what answers them; reads what `View.limits` holds.
+_WITH_LIMIT = """
+SELECT o.*, coalesce(l.threshold, e.threshold, 0) AS threshold
+FROM ({outcomes}) o
+LEFT JOIN label_limits l USING (entry, model_key, label)
+LEFT JOIN entry_limits e USING (entry)
+"""
 
 
 @dataclass(frozen=True)
@@ -213,9 +268,9 @@ def _columns(asks: Sequence[Ask]) -> tuple[list[str | None], ...]:
     return tuple(map(list, zip(*rows(), strict=True))) or ([],) * 5
 
 
-_STANDING = """
+_STANDING = f"""
 WITH latest AS (
-    SELECT state, generation_id, label, parser_version
+    SELECT state, generation_id, label, parser_version, entry, model_key
     FROM outcomes SEMI JOIN (SELECT image_id FROM class_images WHERE class = $1) USING (image_id)
     WHERE class = $1 AND entry = $2 AND model_key = $3
     QUALIFY row_number() OVER (
@@ -227,24 +282,25 @@ SELECT state, count(*) AS images, sum(annotations)::BIGINT AS annotations
 FROM (
     SELECT state, (
         SELECT count(*) FROM annotations a
-        WHERE a.generation_id = l.generation_id AND a.label = l.label
-          AND a.parser_version = l.parser_version AND (a.score IS NULL OR a.score >= $4)
+        WHERE a.generation_id = h.generation_id AND a.label = h.label
+          AND a.parser_version = h.parser_version
+          AND (a.score IS NULL OR a.score >= h.threshold)
     ) AS annotations
-    FROM latest l
+    FROM ({_WITH_LIMIT.format(outcomes="FROM latest")}) h
 )
 GROUP BY state ORDER BY state
 """
 
 
 def class_standing(
-    store: AnnotationStore, *, entry: str, class_slug: str, model_key: str, threshold: float
+    store: AnnotationStore, view: View, *, entry: str, class_slug: str, model_key: str
 ) -> pa.Table:
     """Where one class stands with one model key, whichever run it comes from.
 
     Returns columns state, images (accepted ones of the class, by their latest outcome) and
-    annotations (of the class's label, from the threshold on).
+    annotations (of the class's label, those that count).
     """
-    return store.query(_STANDING, (class_slug, entry, model_key, threshold))
+    return store.query(_STANDING, (class_slug, entry, model_key), view.limits)
 
 
 # Per image x entry x class: the plan's model key if it has an outcome, else the newest; a failed
@@ -300,14 +356,14 @@ def current_annotations(
     asked for it.
 
     Columns: those of table ``annotations``, of the outcome ``class``, ``display_name``, ``path``,
-    ``image_number``, ``belongs``, ``model_key``, and ``corrected_by``: who gave the annotation,
-    NULL if a model did.
+    ``image_number``, ``belongs``, ``model_key``, ``corrected_by``: who gave the annotation, NULL if
+    a model did; and ``measured_score`` and ``is_calibrated``, see `View.calibrate`.
     """
     rows = answered_annotations(store, view, class_slug)
     corrections = stored_corrections(store, list(view.model_keys))
     if corrections:
         rows = _corrected(store, view.model_keys, rows, corrections, class_slug)
-    return rows.to_pandas()
+    return view.calibrate(rows.to_pandas())
 
 
 def answered_annotations(
@@ -316,27 +372,27 @@ def answered_annotations(
     class_slug: str | None = None,
     image_ids: Sequence[str] | None = None,
 ) -> pa.Table:
-    """What models answered, before corrections: rows as of `current_annotations`.
+    """What models answered, before corrections, scored as it was measured: otherwise rows as of
+    `current_annotations`.
 
     image_ids: of these images only.
     """
-    limits = " ".join(f"WHEN '{entry}' THEN {limit}" for entry, limit in view.thresholds.items())
-    limit = f"CASE a.entry {limits} ELSE 0 END" if limits else "0"
     outcomes = "outcomes"
     if image_ids is not None:
         outcomes = "(SELECT * FROM outcomes WHERE image_id IN (SELECT unnest($2::VARCHAR[])))"
+    current = current_sql(view.model_keys, outcomes)
     sql = f"""
     WITH holding AS (
-        SELECT * FROM ({current_sql(view.model_keys, outcomes)})
-        WHERE class = $1 OR $1 IS NULL
+        SELECT * FROM ({_WITH_LIMIT.format(outcomes=current)}) WHERE class = $1 OR $1 IS NULL
     )
     SELECT a.*, h.class, h.display_name, h.path, h.image_number, h.belongs, h.model_key,
         NULL::VARCHAR AS corrected_by
     FROM holding h JOIN annotations a USING (generation_id, parser_version)
-    WHERE a.label = h.label AND (a.score IS NULL OR a.score >= {limit})
+    WHERE a.label = h.label AND (a.score IS NULL OR a.score >= h.threshold)
     ORDER BY a.entry, h.class, h.path, a.position
     """
-    return store.query(sql, (class_slug,) if image_ids is None else (class_slug, list(image_ids)))
+    params = (class_slug,) if image_ids is None else (class_slug, list(image_ids))
+    return store.query(sql, params, view.limits)
 
 
 def stored_corrections(
@@ -401,18 +457,17 @@ def _by_image_and_entry(
     return edits
 
 
-def current_regions(
-    store: AnnotationStore, model_keys: Mapping[str, str], entry: str, label: str, threshold: float
-) -> pa.Table:
+def current_regions(store: AnnotationStore, view: View, entry: str, label: str) -> pa.Table:
     """The boxes that an entry found of a label, on every image that it was asked of.
 
     Corrections are applied. Returns columns image_id, annotation_id, x0_px, y0_px, x1_px, y1_px,
     text; an image without boxes has one row with NULL in all but the first.
     """
+    current = current_sql({entry: view.model_keys[entry]})
     sql = f"""
     WITH holding AS (
-        SELECT DISTINCT image_id, generation_id, parser_version
-        FROM ({current_sql({entry: model_keys[entry]})})
+        SELECT DISTINCT image_id, generation_id, parser_version, threshold
+        FROM ({_WITH_LIMIT.format(outcomes=current)})
         WHERE label = $1 AND state <> 'failed'
     ),
     boxes AS (SELECT * FROM annotations WHERE label = $1 AND x0_px IS NOT NULL)
@@ -420,10 +475,10 @@ def current_regions(
         h.generation_id, h.parser_version, a.position
     FROM holding h LEFT JOIN boxes a
         ON a.generation_id = h.generation_id AND a.parser_version = h.parser_version
-        AND (a.score IS NULL OR a.score >= $2)
+        AND (a.score IS NULL OR a.score >= h.threshold)
     ORDER BY h.image_id, a.position
     """
-    rows = store.query(sql, (label, threshold))
+    rows = store.query(sql, (label,), view.limits)
     corrections = stored_corrections(store, [entry])
     if corrections:
         rows = _corrected_regions(store, rows, corrections, entry, label)

@@ -33,38 +33,6 @@ def test_impossible_counts_are_refused(successes, trials):
         wilson_interval(successes, trials)
 
 
-@pytest.mark.parametrize("right", [0, 3, 19, 20])
-def test_trials_in_clusters_of_one_are_independent(right):
-    successes = np.arange(20) < right
-    found = clustered_interval(successes, np.ones(20))
-    expected = wilson_interval(right, 20)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-
-
-@pytest.mark.parametrize("right", [0, 7, 30])
-def test_clusters_that_are_right_or_wrong_as_one_count_about_once(right):
-    successes = 4 * (np.arange(30) < right)
-    found = clustered_interval(successes, np.full(30, 4))
-    expected = wilson_interval(right, 30)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
-
-
-def test_one_cluster_is_one_trial_and_none_has_no_interval():
-    assert clustered_interval(np.array([3]), np.array([5])) == wilson_interval(0.6, 1)
-    assert clustered_interval(np.array([]), np.array([])) is None
-
-
-def test_a_share_of_clustered_trials_lies_in_its_interval_as_often_as_promised():
-    random = np.random.default_rng(1)
-    held = 0
-    for _ in range(400):
-        sizes = random.integers(1, 6, 60)
-        # Within a cluster shares differ much: a plain interval would hold in about 80 %.
-        shares = random.beta(0.9 * 0.5, 0.1 * 0.5, 60)
-        held += clustered_interval(random.binomial(sizes, shares), sizes).holds(0.9)
-    assert held >= 0.92 * 400
-
-
 def test_the_bootstrap_of_a_mean_is_the_one_of_theory():
     values = np.random.default_rng(3).normal(5, 2, 400)
     (found,) = bootstrap_intervals(lambda drawn: [(drawn @ values) / drawn.sum()], len(values))
@@ -113,3 +81,40 @@ def test_resamples_that_all_agree_are_no_certainty():
     assert share_interval(found, 14) == wilson_interval(14, 14)
     assert share_interval(Interval(0.5, 0.9), 14) == Interval(0.5, 0.9)
     assert share_interval(None, 14) is None
+
+
+@pytest.mark.parametrize("right", [0, 1, 57, 99, 100])
+def test_clusters_of_one_have_wilsons_interval(right):
+    ended = np.arange(100) < right
+    found = clustered_interval(ended, np.arange(100))
+    expected = wilson_interval(right, 100)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-3)
+
+
+def test_clusters_that_end_alike_count_as_one_trial_each():
+    clusters = np.repeat(np.arange(20), 10)
+    ended = clusters < 14
+    found, expected = clustered_interval(ended, clusters), wilson_interval(14 * 0.95, 19)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=2e-2)
+    assert clustered_interval(np.ones(200, bool), clusters) == wilson_interval(20, 20)
+
+
+def test_no_trials_in_clusters_have_no_interval():
+    assert clustered_interval(np.array([], bool), np.array([])) is None
+
+
+def test_a_single_cluster_says_next_to_nothing():
+    assert clustered_interval(np.array([True] * 9 + [False]), np.zeros(10)).low < 0.3
+
+
+def test_clustered_intervals_hold_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(6)
+    clusters = np.repeat(np.arange(50), 6)
+    held = {"clustered": 0, "as if independent": 0}
+    for _ in range(300):
+        # The trials of a cluster share a chance of their own; its mean is 0.8.
+        ended = random.random(300) < random.beta(1.6, 0.4, 50)[clusters]
+        held["clustered"] += clustered_interval(ended, clusters).holds(0.8)
+        held["as if independent"] += wilson_interval(ended.sum(), 300).holds(0.8)
+    assert held["clustered"] / 300 > 0.92
+    assert held["as if independent"] / 300 < 0.85

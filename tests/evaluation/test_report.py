@@ -10,6 +10,13 @@ from PIL import Image
 from labeling_pipeline.evaluation.actions import Recognition, evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
 from labeling_pipeline.evaluation.average_precision import rank_boxes
+from labeling_pipeline.evaluation.calibration import (
+    BOX_COLUMNS,
+    Calibration,
+    ModelCalibration,
+    calibrate_scores,
+    choose_thresholds,
+)
 from labeling_pipeline.evaluation.detection import evaluate_detection
 from labeling_pipeline.evaluation.detection_errors import worst_first
 from labeling_pipeline.evaluation.entry import EntryEvaluation, Origin
@@ -17,6 +24,7 @@ from labeling_pipeline.evaluation.intervals import Interval
 from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
+from labeling_pipeline.evaluation.report.calibration import CalibrationReport, calibration_section
 from labeling_pipeline.evaluation.report.coverage import (
     CoverageRow,
     coverage_rows,
@@ -42,10 +50,12 @@ from labeling_pipeline.evaluation.report.history import Summary, changes_between
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
 from labeling_pipeline.evaluation.text import MISREAD_COLUMNS, evaluate_text
+from labeling_pipeline.tasks import Task
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 NOTHING = (
     detection_section(()),
+    calibration_section(None),
     actions_section(()),
     agreement_section(None),
     coverage_section(()),
@@ -78,6 +88,16 @@ def full():
     )
     predictions = pd.DataFrame({"true_action": ["run", "sit"], "predicted_action": ["run", None]})
     actions = evaluate_actions(predictions)
+    boxes_judged = pd.DataFrame(
+        [("objects", "cat", i / 200, i >= 20, f"{i}") for i in range(200)], columns=BOX_COLUMNS
+    )
+    calibration = Calibration(
+        (
+            ModelCalibration("k1", "rex", Task.DETECTION, calibrate_scores(boxes_judged)),
+            ModelCalibration("k1", "rex", Task.KEYPOINT, calibrate_scores(boxes_judged[:9])),
+        ),
+        choose_thresholds(boxes_judged, {("objects", "cat"): 190, ("objects", "owl"): 5}),
+    )
     agreement = compare_entries(
         pd.DataFrame(
             [
@@ -92,6 +112,9 @@ def full():
     )
     return page_of(
         detection_section((EntryDetection(measured(boxes, keypoints), (picture(),)),)),
+        calibration_section(
+            CalibrationReport(calibration, 0.95, ("Nothing of <this> is applied.",), (picture(),))
+        ),
         actions_section(
             [
                 ActionReport(Recognition(*part, predictions, actions), (picture(width=1200),))
@@ -165,6 +188,7 @@ def test_the_whole_page_has_every_section_and_is_well_formed():
         *(
             "changes",
             "detection",
+            "calibration",
             "actions",
             "agreement",
             "classes",
@@ -221,6 +245,8 @@ def test_the_headlines_add_up():
     assert values["Without an answer"] == ("2", "28.6% of the outcomes")
     assert values["F1 of objects"] == ("1.000", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
+    assert values["Calibration error of rex detection"][1] == "0.41 as measured; 200 boxes"
+    assert values["Calibration error of rex keypoint"][1] == "as measured; 9 boxes"
     assert values["Agreement of models"] == ("0.000", "1 image compared")
     for name in ("Keypoint action accuracy", "Zero-shot test accuracy"):
         assert values[name] == ("50.0%", "2 images, 1 not predicted")
@@ -243,6 +269,13 @@ def test_methods_are_compared_before_each_is_shown_with_what_it_cannot_say():
     assert Page(html).open == []
     only = render_report(page_of(actions_section(reports[-1:], "keypoints: too few images")))
     assert "Action recognition: keypoints: too few images." in only
+
+
+def test_what_was_not_calibrated_and_what_has_no_threshold_say_why():
+    html = render_report(full())
+    assert "rex, keypoint, is not calibrated: too few boxes: 9" in html
+    assert "owl of objects has no threshold: too few boxes: 0" in html
+    assert "Nothing of &lt;this&gt; is applied." in html
 
 
 def test_many_rejected_files_of_one_reason_are_cut_and_counted():

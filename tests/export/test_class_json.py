@@ -72,6 +72,34 @@ def test_what_a_person_gave_says_so(author: object, told: dict[str, str]):
     assert {key: posed[key] for key in posed if key == "corrected_by"} == told
 
 
+def test_a_calibrated_score_says_so_and_what_was_measured():
+    rows = annotations(
+        ("aa", "person", 0.0, 0.0, 10.0, 20.0, 0.97, ()),
+        ("bb", "person", 0.0, 0.0, 10.0, 20.0, 0.5, ()),
+    ).assign(measured_score=[0.61, 0.5], is_calibrated=[True, False])
+    boxed = build_box_document(Task.DETECTION, "Sitting", IMAGES, rows, SOURCE)["annotations"]
+    assert [list(one.items())[2:-1] for one in boxed] == [
+        [("confidence", 0.97), ("calibrated", True), ("measured", 0.61)],
+        [("confidence", 0.5)],
+    ]
+    posed = build_posture_document("Sitting", IMAGES, rows, SOURCE)["annotations"]
+    assert [list(one.items())[4:-1] for one in posed] == [
+        [("score", 0.97), ("calibrated", True), ("measured", 0.61)],
+        [("score", 0.5)],
+    ]
+
+
+def test_what_calibration_makes_equal_stays_in_the_order_in_which_it_was_measured():
+    rows = annotations(
+        ("aa", "person", 0.0, 0.0, 1.0, 1.0, 0.97, ()),
+        ("aa", "person", 5.0, 0.0, 6.0, 1.0, 0.97, ()),
+    ).assign(measured_score=[0.6, 0.7], is_calibrated=True)
+    posed = build_posture_document("Sitting", IMAGES, rows, SOURCE)["annotations"]
+    assert [(one["measured"], one["persons"][0]["instance_id"]) for one in posed] == [
+        *((0.7, 0), (0.6, 1))
+    ]
+
+
 def test_postures_have_one_annotation_a_person_with_every_keypoint_name():
     document = build_posture_document(
         "Sitting",

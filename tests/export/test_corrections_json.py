@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling_pipeline.export.corrections_json import EDGES, read_items, row_of, to_json
@@ -70,6 +70,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("corrections") / "corrections.json"
 
 
+@settings(deadline=None)
 @given(written=st.lists(corrections(), max_size=3))
 def test_what_is_written_is_read_back_to_the_last_bit(file: Path, written: list[Correction]):
     file.write_text(to_json(written, {one.image_id: "some/path.jpg" for one in written}))

@@ -40,6 +40,7 @@ def test_list_defs_names_the_fixed_assets_and_one_for_each_entry_of_the_plan(dat
         "action_predictions": "evaluation",
         "har_evaluation": "evaluation",
         "detection_evaluation": "evaluation",
+        "calibration": "evaluation",
         "model_agreement": "evaluation",
         "annotation_report": "evaluation",
         "rederived_annotations": "maintenance",

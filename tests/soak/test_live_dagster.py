@@ -20,6 +20,7 @@ OVER_ALL = (
     "action_predictions",
     "har_evaluation",
     "detection_evaluation",
+    "calibration",
     "model_agreement",
     "annotation_report",
 )

@@ -1,3 +1,4 @@
+import math
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -5,14 +6,18 @@ from typing import Any
 
 import pytest
 
+from labeling_pipeline.scores import ScoreMap
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import (
     MAX_ATTEMPTS,
     Ask,
     View,
+    answered_annotations,
+    class_standing,
     count_due,
     current_annotations,
     current_outcomes,
+    current_regions,
     due_images,
     restore_earlier_answers,
 )
@@ -327,6 +332,99 @@ def test_an_annotation_without_a_score_passes_every_threshold(data: Dataset):
     data.record("a", "found", generation_id="a")
     data.annotate("a", None)
     assert len(data.scores(1.0)) == 1
+
+
+def shown(data: Dataset, view: View) -> list[float]:
+    """Measured scores of what counts, by each way there is to ask."""
+    answered = answered_annotations(data.store, view)["score"].to_pylist()
+    current = current_annotations(data.store, view)["measured_score"].tolist()
+    regions = current_regions(data.store, view, "object", "cat")
+    standing = class_standing(
+        data.store, view, entry="object", class_slug="cats", model_key="new"
+    ).to_pylist()
+    assert current == answered
+    assert regions["annotation_id"].drop_null().to_pylist() == [
+        f"a-1-cat-{position}" for position in range(len(answered))
+    ]
+    assert sum(row["annotations"] for row in standing) == len(answered)
+    return answered
+
+
+@pytest.mark.parametrize(
+    ("by_label", "expected"),
+    [
+        pytest.param({}, [0.9, 0.5], id="none: the entry's"),
+        pytest.param({("object", "new", "cat"): 0.6}, [0.9], id="a higher one"),
+        pytest.param({("object", "new", "cat"): 0.2}, [0.9, 0.5, 0.2], id="a lower one"),
+        pytest.param({("object", "new", "cat"): 0.0}, [0.9, 0.5, 0.2], id="nothing taken away"),
+        pytest.param({("object", "new", "cat"): 0.95}, [], id="all taken away"),
+        pytest.param({("object", "new", "dog"): 0.6}, [0.9, 0.5], id="of another label"),
+        pytest.param({("object", "other", "cat"): 0.6}, [0.9, 0.5], id="of another model"),
+        pytest.param({("posture", "new", "cat"): 0.6}, [0.9, 0.5], id="of another entry"),
+    ],
+)
+def test_the_threshold_of_a_label_and_model_stands_in_for_the_entrys(
+    data: Dataset, by_label: dict, expected: list[float]
+):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", 0.9, 0.5, 0.2)
+    with data.store.transaction() as tx:
+        tx.execute("UPDATE annotations SET x0_px = 0, y0_px = 0, x1_px = 1, y1_px = 1")
+    assert shown(data, View({"object": "new"}, {"object": 0.5}, by_label)) == expected
+
+
+def test_a_label_with_quotes_in_its_name_has_its_threshold(data: Dataset):
+    label = 'it\'s a "cat"'
+    data.record("a", "found", generation_id="a", label=label)
+    data.annotate("a", 0.9, 0.5, label=label)
+    view = View({"object": "new"}, {}, {("object", "new", label): 0.6})
+    assert answered_annotations(data.store, view)["score"].to_pylist() == [0.9]
+
+
+def test_each_model_in_view_has_the_thresholds_and_the_map_of_its_own(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", 0.8, 0.4)
+    data.record("b", "found", generation_id="b", model_key="old")
+    data.annotate("b", 0.8, 0.4)
+    view = View(
+        {"object": "new"},
+        {"object": 0.5},
+        {("object", "old", "cat"): 0.3},
+        {("object", "new"): ScoreMap((0.0, 1.0), (0.5, 1.0))},
+    )
+    table = current_annotations(data.store, view)
+    columns = ["path", "score", "measured_score", "is_calibrated"]
+    assert table[columns].to_numpy().tolist() == [
+        ["a.jpg", 0.9, 0.8, True],
+        ["b.jpg", 0.8, 0.8, False],
+        ["b.jpg", 0.4, 0.4, False],
+    ]
+    measured = current_annotations(data.store, view.measured)
+    assert measured["score"].tolist() == table["measured_score"].tolist()
+    assert not measured["is_calibrated"].any()
+
+
+def test_thresholds_are_about_what_was_measured_not_what_it_means(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", 0.4)
+    view = View({"object": "new"}, {"object": 0.5}, {}, {("object", "new"): ScoreMap((0.1,), (1,))})
+    assert current_annotations(data.store, view).empty
+
+
+def test_what_has_no_score_is_not_calibrated(data: Dataset):
+    data.record("a", "found", generation_id="a")
+    data.annotate("a", None)
+    view = View({"object": "new"}, score_maps={("object", "new"): ScoreMap((0.1,), (0.9,))})
+    (row,) = current_annotations(data.store, view).itertuples()
+    assert math.isnan(row.score)
+    assert not row.is_calibrated
+
+
+def test_nothing_found_has_the_columns_of_scores_all_the_same(data: Dataset):
+    view = View({"object": "new"}, score_maps={("object", "new"): ScoreMap((0.1,), (0.9,))})
+    table = current_annotations(data.store, view)
+    assert table.empty
+    assert {"score", "measured_score", "is_calibrated"} <= set(table.columns)
 
 
 def test_only_the_answer_that_holds_has_its_annotations_shown(data: Dataset):

@@ -101,8 +101,13 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
     return with_fonts(figure)
 
 
-def reliability_diagram(measured: Reliability, title: str, unit: str) -> "Figure":
-    """Draw how often things of each score were right, above how many have such a score."""
+def reliability_diagram(
+    measured: Reliability, title: str, unit: str, calibrated: Reliability | None = None
+) -> "Figure":
+    """Draw how often things of each score were right, above how many have such a score.
+
+    calibrated: the same things once their scores were calibrated, drawn beside.
+    """
     from matplotlib.ticker import MaxNLocator
 
     if measured.ece is None:
@@ -110,38 +115,48 @@ def reliability_diagram(measured: Reliability, title: str, unit: str) -> "Figure
     figure, axes = new_figure(5.2, 5.0)
     axes.remove()
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    bins = measured.bins
-    shares = bins["right"].to_numpy()
-    ends = [
-        wilson_interval(round(share * count), count)
-        for share, count in zip(bins["right"], bins["count"], strict=True)
-    ]
-    away = [
-        [share - end.low for share, end in zip(shares, ends, strict=True) if end],
-        [end.high - share for share, end in zip(shares, ends, strict=True) if end],
-    ]
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="ideal")
-    axes.errorbar(
-        bins["mean_score"],
-        shares,
-        yerr=away,
-        color=BLUE,
-        ecolor=BLUE,
-        elinewidth=1,
-        capsize=2.5,
-        marker="o",
-        markersize=5,
-        linewidth=1.6,
-        label="measured, with 95 % intervals",
-    )
-    below.bar(
-        bins["low"],
-        bins["count"],
-        width=(bins["high"] - bins["low"]) * 0.92,
-        align="edge",
-        color=BLUE,
-        linewidth=0,
-    )
+    kinds = [("measured", measured, BLUE, "o", "")]
+    if calibrated is not None:
+        kinds = [
+            ("measured", measured, ORANGE, "s", "////"),
+            ("calibrated", calibrated, BLUE, "o", ""),
+        ]
+    for number, (kind, curve, color, marker, hatch) in enumerate(kinds):
+        bins = curve.bins
+        shares = bins["right"].to_numpy()
+        ends = [
+            wilson_interval(round(share * count), count)
+            for share, count in zip(shares, bins["count"], strict=True)
+        ]
+        away = [
+            [share - end.low for share, end in zip(shares, ends, strict=True) if end],
+            [end.high - share for share, end in zip(shares, ends, strict=True) if end],
+        ]
+        axes.errorbar(
+            bins["mean_score"],
+            shares,
+            yerr=away,
+            color=color,
+            ecolor=color,
+            elinewidth=1,
+            capsize=2.5,
+            marker=marker,
+            markersize=5,
+            linewidth=1.6,
+            label=f"{kind}, with 95 % intervals",
+        )
+        width = (bins["high"] - bins["low"]) * 0.92 / len(kinds)
+        below.bar(
+            bins["low"] + number * width,
+            bins["count"],
+            width=width,
+            align="edge",
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+        )
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(0, 1)
     axes.set_ylabel("share that was right", fontsize=9, color=INK)
@@ -154,7 +169,10 @@ def reliability_diagram(measured: Reliability, title: str, unit: str) -> "Figure
         part.tick_params(length=0, labelsize=9, labelcolor=INK)
         part.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)
-    add_note(axes, f"expected calibration error {measured.ece:.3f} over {measured.count:,} {unit}")
+    errors = f"{measured.ece:.3f}"
+    if calibrated is not None:
+        errors += f", calibrated {calibrated.ece:.3f},"
+    add_note(axes, f"expected calibration error {errors} over {measured.count:,} {unit}")
     axes.legend(loc="best", frameon=False, fontsize=8.5, labelcolor=INK)
     return with_fonts(figure)
 
