@@ -49,12 +49,13 @@ def build_annotation_asset(plan: Plan, entry: Entry) -> dg.AssetsDefinition:
         vision_model: VisionModelResource,
     ) -> None:
         report = Reporter(context)
+        effective = vision_model.applied_to(plan)
 
         def label(class_slug: str) -> Metadata:
             summary = label_class(
                 annotation_store.open(),
-                vision_model.applied_to(plan),
-                entry,
+                effective,
+                effective.entry(entry.name),
                 class_slug,
                 image_source.open(),
                 context.run_id,

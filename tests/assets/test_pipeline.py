@@ -258,3 +258,16 @@ def test_cleaning_shows_counts_reasons_and_pictures_of_rejects_and_clusters(
         data = base64.b64decode(metadata[name].value.partition(",")[2].removesuffix(")"))
         assert Image.open(io.BytesIO(data)).width > pictures * 200
         assert len(data) < 200_000
+
+
+def test_a_model_for_all_entries_is_asked_in_place_of_the_one_that_an_entry_names(
+    pipeline, script, image_root
+):
+    named, for_all = script(boxes=BOXES), script(boxes={"dog": BOXES["dog"]})
+    plan = parse_plan(f"entries: [{{name: object, task: detection, model: {json.dumps(named)}}}]")
+    environment = Environment(pipeline.home, Path("unused"), image_root, model=for_all)
+    definitions = build_definitions(plan, environment)
+    pipeline.ingest(definitions)
+    assert pipeline.run(definitions, "object_annotations", classes=["cat"]).success
+    asked = pipeline.query("SELECT DISTINCT model_key FROM outcomes")
+    assert [row["model_key"] for row in asked] == [*model_keys(plan.with_model(for_all)).values()]
