@@ -53,6 +53,26 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
     return Interval(min(max(low, 0.0), share), max(min(high, 1.0), share))
 
 
+def poisson_interval(events: float, exposure: float) -> Interval | None:
+    """Of how many independent events there are per unit of exposure; ``None`` without exposure.
+
+    The score interval: it holds the rates whose expectation lies no further from the count than
+    their own standard deviation allows, as Wilson's does for shares. Effective counts are allowed.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+    if events < 0 or exposure < 0:
+        raise ValueError(f"expected numbers from 0 on, got {events} in {exposure}")
+    if not exposure:
+        return None
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    center, spread = events + z**2 / 2, z * math.sqrt(events + z**2 / 4)
+    return Interval(max(center - spread, 0.0) / exposure, (center + spread) / exposure)
+
+
 def bootstrap_intervals(
     statistics: Callable[[np.ndarray], Sequence[float | None]],
     units: int,
