@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labeling_pipeline.cleaning import clean
+from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
+from labeling_pipeline.labeling import label_class
+from labeling_pipeline.plan import parse_plan
+from labeling_pipeline.results import CONTACT_SHEET, draw_class, plan_colors
+from labeling_pipeline.sample.scenes import draw_scene
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+ENTRIES = "entries: [{name: object, task: detection, ask: {kitten: cat}}]"
+
+
+class Drawn:
+    """Class cat, labeled and drawn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "images"
+        self.store = AnnotationStore(folder / "annotations.duckdb")
+
+    @property
+    def sheet(self) -> Path:
+        return self.folder / "results" / "cat" / CONTACT_SHEET
+
+    def add(self, *numbers: int, folder: str = "cat") -> None:
+        (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for number in numbers:
+            scene = draw_scene(np.random.default_rng(number), 130, 90).image
+            Image.fromarray(scene).save(self.root / folder / f"{number}.png")
+
+    def draw(self, boxes=((100, 100, 300, 400),)):
+        script = self.folder / f"script_{len(boxes)}.json"
+        script.write_text(json.dumps({"boxes": {"cat": [list(box) for box in boxes]}}))
+        self.plan = parse_plan(f"model: scripted:{script}\n{ENTRIES}\n")
+        source = open_source(self.root)
+        update_inventory(self.store, source)
+        clean(self.store, source, CleaningRules(only_flag=("near_duplicate",)))
+        (entry,) = self.plan.entries
+        label_class(self.store, self.plan, entry, "cat", source, "run")
+        return draw_class(self.store, self.plan, "cat", source, self.folder / "results")
+
+
+@pytest.fixture
+def drawn(tmp_path) -> Drawn:
+    return Drawn(tmp_path)
+
+
+def test_a_class_has_a_contact_sheet_that_changes_only_with_its_pictures(drawn):
+    drawn.add(1, 2, 3, 4, 5)
+    assert (drawn.draw().pictures, len(list(drawn.sheet.parent.glob("vis_*.jpg")))) == (5, 5)
+    first = drawn.sheet.stat().st_mtime_ns
+    columns, rows = (side // 480 for side in Image.open(drawn.sheet).size)
+    assert (columns, rows) == (4, 2)
+
+    assert drawn.draw().drawn == 0
+    assert drawn.sheet.stat().st_mtime_ns == first
+
+    drawn.draw(boxes=((100, 100, 300, 400), (500, 500, 900, 900)))
+    changed = drawn.sheet.stat().st_mtime_ns
+    assert changed > first
+
+    drawn.sheet.unlink()
+    assert drawn.draw(boxes=((100, 100, 300, 400), (500, 500, 900, 900))).drawn == 0
+    assert drawn.sheet.is_file()
+
+
+def test_a_sheet_of_many_pictures_shows_some_from_all_over_the_class(drawn):
+    drawn.add(*range(60))
+    assert drawn.draw().pictures == 60
+    columns, rows = (side // 480 for side in Image.open(drawn.sheet).size)
+    assert (columns, rows) == (4, 10)
+
+
+def test_what_is_gone_leaves_neither_picture_nor_sheet(drawn):
+    drawn.add(1, 2)
+    drawn.draw()
+    for path in (drawn.root / "cat").iterdir():
+        path.unlink()
+    drawn.add(3, folder="dog")
+    source = open_source(drawn.root)
+    update_inventory(drawn.store, source)
+    summary = draw_class(drawn.store, drawn.plan, "cat", source, drawn.folder / "results")
+    assert (summary.pictures, summary.sheet) == (0, None)
+    assert [path.name for path in drawn.sheet.parent.iterdir()] == [".drawn.json"]
+
+
+def test_a_new_class_changes_no_colour(drawn):
+    drawn.add(1)
+    drawn.draw()
+    colors = plan_colors(drawn.store, drawn.plan)
+    drawn.add(2, folder="apple")
+    drawn.add(3, folder="kitten")
+    drawn.draw()
+    more = plan_colors(drawn.store, drawn.plan)
+    assert set(more) == {"cat", "apple"}
+    assert more["cat"] == colors["cat"] != more["apple"]
