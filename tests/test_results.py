@@ -6,12 +6,13 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.cleaning import clean
+from labeling_pipeline.drawing import write_jpeg
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import parse_plan
-from labeling_pipeline.results import CONTACT_SHEET, draw_class, plan_colors
+from labeling_pipeline.results import CONTACT_SHEET, _class_sheet, draw_class, plan_colors
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
@@ -72,11 +73,20 @@ def test_a_class_has_a_contact_sheet_that_changes_only_with_its_pictures(drawn):
     assert drawn.sheet.is_file()
 
 
-def test_a_sheet_of_many_pictures_shows_some_from_all_over_the_class(drawn):
-    drawn.add(*range(60))
-    assert drawn.draw().pictures == 60
-    columns, rows = (side // 480 for side in Image.open(drawn.sheet).size)
+def test_a_sheet_of_many_pictures_shows_some_from_all_over_the_class(tmp_path):
+    names = [f"vis_{number}.jpg" for number in range(121)]
+    for number, name in enumerate(names):
+        write_jpeg(tmp_path / name, np.full((20, 20, 3), 2 * number, np.uint8))
+    sheet = _class_sheet(tmp_path, names)
+    rows, columns, _ = (side // 480 for side in sheet.shape)
     assert (columns, rows) == (4, 10)
+    cell_px = (sheet.shape[0] - 12) // rows
+    shown = [
+        int(sheet[12 + 240 + row * cell_px, 12 + 240 + column * 492, 0])
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    np.testing.assert_allclose(shown, np.linspace(0, 240, 40), atol=2)
 
 
 def test_what_is_gone_leaves_neither_picture_nor_sheet(drawn):
@@ -93,12 +103,13 @@ def test_what_is_gone_leaves_neither_picture_nor_sheet(drawn):
 
 
 def test_a_new_class_changes_no_colour(drawn):
+    plan = parse_plan(f"model: tiny-rex-omni\n{ENTRIES}\n")
     drawn.add(1)
-    drawn.draw()
-    colors = plan_colors(drawn.store, drawn.plan)
+    update_inventory(drawn.store, open_source(drawn.root))
+    colors = plan_colors(drawn.store, plan)
     drawn.add(2, folder="apple")
     drawn.add(3, folder="kitten")
-    drawn.draw()
-    more = plan_colors(drawn.store, drawn.plan)
+    update_inventory(drawn.store, open_source(drawn.root))
+    more = plan_colors(drawn.store, plan)
     assert set(more) == {"cat", "apple"}
     assert more["cat"] == colors["cat"] != more["apple"]
