@@ -273,7 +273,8 @@ def _enlarged(image: np.ndarray, annotations: Sequence[Annotation]) -> tuple[np.
     height, width = image.shape[:2]
     crowding = min(max(len(annotations) / _EASILY_SHOWN, 1.0), _MOST_CROWDED)
     scale = max(1.0, math.sqrt(crowding * _LEAST_PX / (height * width)))
-    lines_px = [min(a.bbox[2] - a.bbox[0], a.bbox[3] - a.bbox[1]) for a in _read(annotations)]
+    texts = [a.bbox for a in annotations if a.bbox is not None and a.text is not None]
+    lines_px = [min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in texts]
     if lines_px and (line_px := float(np.median(lines_px))) > 0:
         at_most = _MOST_ENLARGED_PX / max(height, width)
         scale = max(scale, min(_LEAST_TEXT_PX / line_px, at_most))
@@ -281,11 +282,6 @@ def _enlarged(image: np.ndarray, annotations: Sequence[Annotation]) -> tuple[np.
         return image.copy(), scale
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), scale
-
-
-def _read(annotations: Sequence[Annotation]) -> list[Annotation]:
-    """Those whose text stands somewhere in the image."""
-    return [a for a in annotations if a.text is not None and a.bbox is not None]
 
 
 def _widened(canvas: np.ndarray, least_px: int) -> np.ndarray:

@@ -4,6 +4,7 @@ LabelingError
 ├── ConfigurationError          what was asked for cannot work; retrying does not help
 │   ├── PlanError               a plan that is not valid: names file, line, expected and got
 │   ├── CorrectionsError        corrections that cannot be imported: file, position, expected, got
+│   ├── AuditError              verdicts of an audit that cannot be read: file, line, expected, got
 │   ├── HomeError               a home that belongs to another image root
 │   ├── UnknownModelError       a model name that resolves to nothing
 │   └── MissingDependencyError  an optional package that this model needs
@@ -31,6 +32,10 @@ class PlanError(ConfigurationError):
 
 class CorrectionsError(ConfigurationError):
     """A file of corrections that cannot be imported; nothing of it was."""
+
+
+class AuditError(ConfigurationError):
+    """A file of an audit that cannot be read; it was left as it is."""
 
 
 class HomeError(ConfigurationError):

@@ -187,6 +187,17 @@ class Checks(BaseModel):
     )
 
 
+class Audit(BaseModel):
+    """The sample that a person checks by hand."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_label: Annotated[int, Field(ge=2)] = Field(
+        30, description="rows for each label of an entry, half of them where it was not found"
+    )
+    seed: int = 0
+
+
 Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", description="five fields")]
 
 
@@ -215,6 +226,7 @@ class Plan(BaseModel):
     cleaning: CleaningRules = Field(default_factory=CleaningRules)  # type: ignore[arg-type]
     ground_truth: str | None = Field(None, description="COCO file, relative to the images")
     actions: Actions = Field(default_factory=Actions)  # type: ignore[arg-type]
+    audit: Audit = Field(default_factory=Audit)  # type: ignore[arg-type]
     checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
     automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]
     file: str = "plan"
@@ -405,6 +417,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "entries": Entry,
     "tiles": Tiling,
     "actions": Actions,
+    "audit": Audit,
     "automation": Automation,
     "checks": Checks,
     "source": SourceSettings,

@@ -1,7 +1,7 @@
 """How good labels are without ground truth: a random sample that a person checks.
 
-**What is judged** is pairs of an image and a label that an entry was asked for, and what it answered
-there: how many of the boxes (or points, outlines, texts) are wrong, and how many things have none.
+**What is judged** is pairs of an image and a label that an entry was asked for, and what it said:
+how many of the boxes (or points, outlines, texts) are wrong, and how many things have none.
 
 **The sample** is stratified. Of each label, pairs where something is shown are cut at the terciles
 of their lowest score; where nothing is shown, sound answers and missing ones are apart. Within a
@@ -149,8 +149,8 @@ def estimate(pairs: pd.DataFrame, checked: pd.DataFrame, *, has_recall: bool) ->
 
     Args:
         pairs: all pairs: ``label, stratum, shown``.
-        checked: those that were checked: ``label, stratum, shown, wrong, missed`` and ``share``, the
-            probability with which each was drawn.
+        checked: those that were checked: ``label, stratum, shown, wrong, missed`` and ``share``,
+            the probability with which each was drawn.
         has_recall: whether things can be missed at all.
     """
     shown, empty = (_Part.of(pairs, checked, strata) for strata in (WHERE_SHOWN, WHERE_EMPTY))
@@ -200,7 +200,9 @@ class _Part:
 
 
 def _precision(shown: _Part) -> Estimate | None:
-    return shown.sample and shown.sample.share(shown.wrong, shown.shown).complement()
+    if shown.sample is None:
+        return None
+    return shown.sample.share(shown.wrong, shown.shown).complement()
 
 
 def _recall(shown: _Part, empty: _Part) -> Estimate | None:
