@@ -141,7 +141,12 @@ def _run_assets(
         for entry in plan.entries:
             materialize([entry.asset], classes)
         materialize(["visualizations", "class_exports"], classes)
-    materialize(["action_predictions", "har_evaluation", "detection_evaluation", "model_agreement"])
+    materialize(
+        [
+            *("action_predictions", "har_evaluation", "detection_evaluation", "model_agreement"),
+            "audit_sample",
+        ]
+    )
     materialize(["annotation_report"])
     return ran
 

@@ -17,9 +17,9 @@ where that was rarely looked at. How both are estimated: `labeling_pipeline.eval
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -56,6 +56,32 @@ class AuditEstimate:
     checked_shown: int
     wrong: int
     missed: int
+
+
+@dataclass(frozen=True)
+class EntryAudit:
+    """How far the audit of one entry of the plan is, and what it says.
+
+    rows: in the sheet; checked: those with a verdict. changed: those whose answer is another than
+        when they were checked. outdated: verdicts of answers that no longer hold.
+    overall: over all labels. per_label: label -> of its own. There are no numbers while rows have
+        changed: those that did not are no random sample.
+    sizes: label -> pairs, and rows of the sheet.
+    """
+
+    entry: str
+    rows: int
+    checked: int
+    changed: int
+    outdated: int
+    overall: AuditEstimate
+    per_label: Mapping[str, AuditEstimate]
+    sizes: Mapping[str, tuple[int, int]]
+
+    @property
+    def to_check(self) -> int:
+        """Rows without a verdict."""
+        return self.rows - self.checked
 
 
 def draw_sample(pairs: pd.DataFrame, per_label: int, seed: int = 0) -> pd.DataFrame:
@@ -141,27 +167,49 @@ def _random_number(seed: int, image_id: str, label: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-def estimate(pairs: pd.DataFrame, checked: pd.DataFrame, *, has_recall: bool) -> AuditEstimate:
+class Stratum(NamedTuple):
+    """All pairs of one: how many they are, and how much they show."""
+
+    pairs: int
+    shown: int
+
+
+class Checked(NamedTuple):
+    """A pair that was checked. share: the probability with which it was drawn."""
+
+    label: str
+    stratum: str
+    shown: int
+    wrong: int
+    missed: int
+    share: float
+
+
+Strata = Mapping[tuple[str, str], Stratum]
+"""Label and name -> stratum."""
+
+
+def strata_of(pairs: pd.DataFrame) -> dict[tuple[str, str], Stratum]:
+    """The strata of the pairs that `draw_sample` returns, label by label."""
+    sums = pairs.groupby(["label", "stratum"], sort=False)["shown"].agg(["size", "sum"])
+    return {key: Stratum(int(size), int(shown)) for key, size, shown in sums.itertuples()}
+
+
+def estimate(strata: Strata, checked: Sequence[Checked], *, has_recall: bool) -> AuditEstimate:
     """Conclude from checked pairs to all, of one label or of several together.
 
     Strata of which no pair was checked count as being like the others where something is shown, or
-    like the others where nothing is.
-
-    Args:
-        pairs: all pairs: ``label, stratum, shown``.
-        checked: those that were checked: ``label, stratum, shown, wrong, missed`` and ``share``,
-            the probability with which each was drawn.
-        has_recall: whether things can be missed at all.
+    like the others where nothing is. has_recall: whether things can be missed at all.
     """
-    shown, empty = (_Part.of(pairs, checked, strata) for strata in (WHERE_SHOWN, WHERE_EMPTY))
+    shown, empty = (_Part.of(strata, checked, names) for names in (WHERE_SHOWN, WHERE_EMPTY))
     return AuditEstimate(
         precision=_precision(shown),
         recall=_recall(shown, empty) if has_recall else None,
-        shown=int(pairs["shown"].sum()),
+        shown=shown.things,
         checked=len(checked),
-        checked_shown=int(checked["shown"].sum()),
-        wrong=int(checked["wrong"].sum()),
-        missed=int(checked["missed"].sum()),
+        checked_shown=sum(pair.shown for pair in checked),
+        wrong=sum(pair.wrong for pair in checked),
+        missed=sum(pair.missed for pair in checked),
     )
 
 
@@ -182,21 +230,22 @@ class _Part:
     missed: np.ndarray
 
     @classmethod
-    def of(cls, pairs: pd.DataFrame, checked: pd.DataFrame, strata: Sequence[str]) -> "_Part":
-        pairs = pairs[pairs["stratum"].isin(strata)]
-        checked = checked[checked["stratum"].isin(strata)]
-        by = ["label", "stratum"]
+    def of(cls, strata: Strata, checked: Sequence[Checked], names: Sequence[str]) -> "_Part":
+        here = [size for (_, name), size in strata.items() if name in names]
+        rows = [pair for pair in checked if pair.stratum in names]
+        population = sum(size.pairs for size in here)
         sample = None
-        if len(checked):
-            sizes = pairs.groupby(by).size().reindex(pd.MultiIndex.from_frame(checked[by]))
+        if rows:
+            keys = [(pair.label, pair.stratum) for pair in rows]
+            number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
             sample = Sample.drawn(
-                strata=checked.groupby(by).ngroup().to_numpy(),
-                sizes=sizes.to_numpy(),
-                probabilities=checked["share"].to_numpy(),
-                population=len(pairs),
+                strata=np.array([number[key] for key in keys]),
+                sizes=np.array([strata[key].pairs for key in keys]),
+                probabilities=np.array([pair.share for pair in rows]),
+                population=population,
             )
-        shown, wrong, missed = checked[["shown", "wrong", "missed"]].to_numpy(dtype=float).T
-        return cls(len(pairs), int(pairs["shown"].sum()), sample, shown, wrong, missed)
+        counts = np.array([pair[2:5] for pair in rows], dtype=float).reshape(-1, 3)
+        return cls(population, sum(size.shown for size in here), sample, *counts.T)
 
 
 def _precision(shown: _Part) -> Estimate | None:
@@ -227,3 +276,42 @@ def _recall(shown: _Part, empty: _Part) -> Estimate | None:
             Interval(share_there(missed.interval.high), share_there(missed.interval.low)),
         ),
     )
+
+
+def audit_table(audits: Iterable[EntryAudit]) -> pd.DataFrame:
+    """One row an entry, followed by one a label of it; NaN where there is no number.
+
+    Columns: entry, label (``all`` in the first), pairs, shown, rows, checked, wrong, missed,
+    precision, precision_low, precision_high, recall, recall_low, recall_high.
+    """
+    rows = []
+    for audit in audits:
+        pairs, in_sheet = (sum(sizes) for sizes in zip(*audit.sizes.values(), strict=True))
+        rows.append(_table_row(audit.entry, "all", (pairs, in_sheet), audit.overall))
+        rows += [
+            _table_row(audit.entry, label, audit.sizes[label], estimated)
+            for label, estimated in audit.per_label.items()
+        ]
+    nothing = AuditEstimate(None, None, shown=0, checked=0, checked_shown=0, wrong=0, missed=0)
+    return pd.DataFrame(rows, columns=list(_table_row("", "", (0, 0), nothing)))
+
+
+def _table_row(
+    entry: str, label: str, sizes: tuple[int, int], estimated: AuditEstimate
+) -> dict[str, object]:
+    def numbers(name: str, one: Estimate | None) -> dict[str, float]:
+        values = (one.value, one.interval.low, one.interval.high) if one else (np.nan,) * 3
+        return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+    return {
+        "entry": entry,
+        "label": label,
+        "pairs": sizes[0],
+        "shown": estimated.shown,
+        "rows": sizes[1],
+        "checked": estimated.checked,
+        "wrong": estimated.wrong,
+        "missed": estimated.missed,
+        **numbers("precision", estimated.precision),
+        **numbers("recall", estimated.recall),
+    }

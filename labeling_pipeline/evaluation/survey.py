@@ -135,11 +135,11 @@ class Sample:
 
     def _few_units(self) -> float:
         """Korn and Graubard's correction: the variance itself is known only so well."""
-        from scipy.stats import norm, t
+        from scipy.special import ndtri, stdtrit
 
         freedom = max(len(self.strata) - int(self.strata.max()) - 1, 1)
         tail = (1 + CONFIDENCE) / 2
-        return float(t.ppf(tail, freedom) / norm.ppf(tail)) ** 2
+        return float(stdtrit(freedom, tail) / ndtri(tail)) ** 2
 
 
 def product(one: Estimate, two: Estimate) -> Estimate:

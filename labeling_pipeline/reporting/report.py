@@ -29,6 +29,7 @@ from labeling_pipeline.reporting.actions import (
     why_not_predicted,
 )
 from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.audit import audit_report
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries
 from labeling_pipeline.reporting.figures import report_pictures
@@ -64,6 +65,7 @@ def write_report(
                 else None,
                 why_not_predicted(actions),
             ),
+            audit_report(store, plan, home),
             agreement_section(agreement_report(store, plan, source)),
             coverage_section(coverage_rows(class_table(store, plan))),
             examples_section(_examples(store, home)),

@@ -21,6 +21,7 @@ OVER_ALL = (
     "har_evaluation",
     "detection_evaluation",
     "model_agreement",
+    "audit_sample",
     "annotation_report",
 )
 ON_DEMAND = "rederived_annotations"
