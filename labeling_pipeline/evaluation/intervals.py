@@ -2,9 +2,9 @@
 
 Shares of independent trials get Wilson's interval ("Probable inference, the law of succession, and
 statistical inference", 1927), which stays within 0..1 and is right also for few trials and for
-shares near 0 or 1. Everything else gets a bootstrap over images (Efron, "Bootstrap methods: another
-look at the jackknife", 1979; percentile method): images, not boxes, because the boxes of one image
-are right or wrong together.
+shares near 0 or 1. Counts of rare events get the exact interval of a Poisson mean. Everything else
+gets a bootstrap over images (Efron, "Bootstrap methods: another look at the jackknife", 1979;
+percentile method): images, not boxes, because the boxes of one image are right or wrong together.
 """
 
 import math
@@ -56,8 +56,8 @@ def wilson_interval(successes: float, trials: float) -> Interval | None:
 def poisson_interval(events: float, exposure: float) -> Interval | None:
     """Of how many independent events there are per unit of exposure; ``None`` without exposure.
 
-    The score interval: it holds the rates whose expectation lies no further from the count than
-    their own standard deviation allows, as Wilson's does for shares. Effective counts are allowed.
+    The exact interval (Garwood, "Fiducial limits for the Poisson distribution", 1936), which is
+    right also where there are hardly any. Effective numbers, which need not be whole, are allowed.
 
     Raises:
         ValueError: a number is negative.
@@ -66,11 +66,11 @@ def poisson_interval(events: float, exposure: float) -> Interval | None:
         raise ValueError(f"expected numbers from 0 on, got {events} in {exposure}")
     if not exposure:
         return None
-    from scipy.stats import norm
+    from scipy.special import gammaincinv
 
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
-    center, spread = events + z**2 / 2, z * math.sqrt(events + z**2 / 4)
-    return Interval(max(center - spread, 0.0) / exposure, (center + spread) / exposure)
+    tail = (1 - CONFIDENCE) / 2
+    low = float(gammaincinv(events, tail)) if events else 0.0
+    return Interval(low / exposure, float(gammaincinv(events + 1, 1 - tail)) / exposure)
 
 
 def bootstrap_intervals(

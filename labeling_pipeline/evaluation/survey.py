@@ -9,7 +9,7 @@ data", 1998): ``p (1 - p)`` over the linearised variance of the design, with the
 few units. Rare events need one thing more. A stratum in which none was seen would count as known to
 have none, however many units it has, and the interval would be far too short. So the effective size
 is at most what the weights alone allow (Kish, "Survey sampling", 1965). Counts per unit, which no
-share bounds, get the score interval of a Poisson mean in the same way.
+share bounds, get the interval of a Poisson mean in the same way.
 """
 
 import math
