@@ -181,6 +181,14 @@ MISTAKES = {
         "actions:\n  fold: 3\nentries: [{name: a, task: keypoint}]\n",
         *(2, "actions.fold", "one of the keys entry, folds, seed", "'fold'"),
     ),
+    "an unknown key of the audit": Mistake(
+        "audit:\n  rows: 3\nentries: [{name: a, task: detection}]\n",
+        *(2, "audit.rows", "one of the keys per_label, seed", "'rows'"),
+    ),
+    "an audit of a single row": Mistake(
+        "audit:\n  per_label: 1\nentries: [{name: a, task: detection}]\n",
+        *(2, "audit.per_label", "greater than or equal to 2", "1"),
+    ),
     "a key that is ours": Mistake(
         "entries: [{name: a, task: detection}]\nfile: me\n",
         *(2, "file", "one of the keys entries, ", "'file'"),

@@ -9,10 +9,12 @@ from PIL import Image
 
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
+from labeling_pipeline.evaluation.audit import AuditEstimate, EntryAudit
 from labeling_pipeline.evaluation.detection import evaluate_detection, evaluate_keypoints
 from labeling_pipeline.evaluation.intervals import Interval
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
+from labeling_pipeline.evaluation.report.audit import audit_section
 from labeling_pipeline.evaluation.report.coverage import (
     CoverageRow,
     coverage_rows,
@@ -36,11 +38,13 @@ from labeling_pipeline.evaluation.report.files import (
 )
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.evaluation.survey import Estimate
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
 NOTHING = (
     detection_section(()),
     actions_section(None),
+    audit_section((), (), "no row was checked"),
     agreement_section(None),
     coverage_section(()),
     examples_section(()),
@@ -85,9 +89,18 @@ def full():
             [("objects", "cat", "a", 0, 0, 9, 9)], columns=["entry", "class", "image_id", *BOX]
         ),
     )
+    sure = Estimate(0.9, Interval(0.8, 0.95))
+    checked = AuditEstimate(sure, None, shown=90, checked=3, checked_shown=4, wrong=1, missed=0)
+    unchecked = AuditEstimate(None, None, shown=5, checked=0, checked_shown=0, wrong=0, missed=0)
+    audit = EntryAudit(
+        *("objects", 8, 3, 1, 2, checked),
+        per_label={"cat": checked, "owl": unchecked},
+        sizes={"cat": (70, 5), "owl": (30, 3)},
+    )
     return page_of(
         detection_section((EntryDetection("objects", boxes, keypoints, (picture(),)),)),
         actions_section(ActionReport(actions, (picture(width=1200),))),
+        audit_section((audit,), (picture(),), "there are none"),
         agreement_section(AgreementReport(agreement, (picture("JPEG"),))),
         coverage_section(
             (
@@ -131,7 +144,16 @@ class Page(HTMLParser):
 def test_the_whole_page_has_every_section_and_is_well_formed():
     page = Page(render_report(full()))
     assert page.sections == [
-        *("detection", "actions", "agreement", "classes", "examples", "rejects", "provenance")
+        *(
+            "detection",
+            "actions",
+            "audit",
+            "agreement",
+            "classes",
+            "examples",
+            "rejects",
+            "provenance",
+        )
     ]
     assert page.open == []
 
@@ -182,7 +204,18 @@ def test_the_headlines_add_up():
     assert values["F1 of objects"] == ("1.00", "at IoU 0.5, 1 image")
     assert values["Keypoints of objects"] == ("–", "PCK@0.1, 0 persons")
     assert values["Agreement of models"] == ("0.00", "1 image compared")
+    assert values["Audited precision of objects"] == ("90.0%", "3 of 8 rows checked by hand")
+    assert "Audited recall of objects" not in values
     assert values["Action accuracy"] == ("50.0%", "100.0% where predicted")
+
+
+def test_the_audit_shows_labels_that_were_looked_at_and_what_is_open():
+    html = render_report(full())
+    section = html[html.index('<section id="audit">') : html.index('<section id="agreement">')]
+    assert re.findall(r'<td class="wrap">(\w+)</td>', section) == ["cat"]
+    assert section.count("<td>90.0% (80.0% to 95.0%)</td><td>–</td>") == 2
+    assert "1 rows have another answer than when they were checked" in section
+    assert "2 verdicts are kept of answers that no longer hold" in section
 
 
 def test_many_rejected_files_of_one_reason_are_cut_and_counted():

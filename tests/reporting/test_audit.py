@@ -172,6 +172,23 @@ def test_numbers_on_a_picture_count_from_the_top_and_bear_no_scores(project):
     assert {row.item for row in project.rows("cat")} == set(found)
 
 
+def test_a_large_image_is_shown_smaller_with_its_boxes_in_place(project):
+    scene = Image.fromarray(draw_scene(np.random.default_rng(7), 400, 300).image)
+    scene.convert("L").resize((4000, 3000)).save(project.root / "cat" / "large.jpg")
+    project.add(0)
+    project.label([LEFT], per_label=64)
+    project.audit()
+    (row,) = [row for row in project.rows("cat") if row.path == "cat/large.jpg"]
+    picture = np.asarray(Image.open(project.audit_folder / row.picture)).astype(int)
+    width = picture.shape[1]
+    assert 1280 <= width < 2560
+    # The title stands above the picture.
+    image = picture[-width * 3 // 4 :]
+    x, y = LEFT[0] / 999 * width, (LEFT[1] + LEFT[3]) / 2 / 999 * len(image)
+    red = (image[..., 0] - image[..., 1] > 60)[round(y)]
+    assert np.flatnonzero(red).min() == pytest.approx(x, abs=8)
+
+
 def test_another_model_outdates_verdicts_that_no_longer_hold_and_loses_none(project):
     project.audit()
     checked = project.rows()
