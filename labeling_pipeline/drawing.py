@@ -531,7 +531,9 @@ def _with_names(
     x, row = float(pad), 0
     for label, count in counts.items():
         text = f"{label} {count}"
-        width = _font(text, font_px).getlength(text) + 2.5 * font_px
+        font = _font(text, font_px)
+        text = _cut(text, font, canvas.shape[1] - 2 * pad - 1.4 * font_px)
+        width = font.getlength(text) + 2.5 * font_px
         if x > pad and x + width > canvas.shape[1]:
             x, row = float(pad), row + 1
         places.append((x, row, text, colors[label]))
