@@ -10,6 +10,7 @@ from assets.automation import build_automation
 from assets.checks import build_checks
 from assets.evaluation.actions import build_action_assets
 from assets.evaluation.agreement import build_agreement_asset
+from assets.evaluation.audit import build_audit_asset
 from assets.evaluation.calibration import build_calibration_asset
 from assets.evaluation.detection import build_detection_asset
 from assets.evaluation.report import build_report_asset
@@ -49,6 +50,7 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
             build_detection_asset(plan),
             build_calibration_asset(plan),
             build_agreement_asset(plan),
+            build_audit_asset(plan),
             build_report_asset(plan),
             build_rederivation_asset(plan),
         ],

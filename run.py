@@ -149,7 +149,7 @@ def _run_assets(
     materialize(
         [
             *("action_predictions", "har_evaluation", "detection_evaluation", "calibration"),
-            "model_agreement",
+            *("model_agreement", "audit_sample"),
         ]
     )
     materialize(["annotation_report"])

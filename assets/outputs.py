@@ -23,7 +23,10 @@ def build_output_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         deps=upstream,
         group_name="outputs",
         kinds={"jpeg"},
-        description="vis_<id>.jpg for every image of a class: boxes, keypoints and scores drawn.",
+        description=(
+            "vis_<id>.jpg for every image of a class: boxes, keypoints and scores drawn; and a "
+            "contact sheet of them."
+        ),
     )
     def visualizations(
         context: dg.AssetExecutionContext,

@@ -2,7 +2,9 @@
 
 Supervision draws; this module decides what it draws: a colour that belongs to the label, lines and
 text in proportion to the image, labels that stay inside the picture. Images too small for legible
-text are enlarged first, so the result may be larger than what came in.
+text, or for so many annotations, are enlarged first, so the result may be larger than what came in.
+In a crowd labels get smaller, then only the score stands at each box and the names below the
+picture, and where even that would hide the picture there are only the names below.
 """
 
 import functools
@@ -10,7 +12,8 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +32,19 @@ PALETTE: tuple[str, ...] = (
 CJK_FONT = Path(__file__).parent / "fonts" / "wqy-microhei-part.ttf"
 """The Chinese and Japanese characters of the sample's documents, and Latin letters."""
 
-_LEAST_SIDE_PX = 640
+DRAWING_VERSION = 2
+"""Goes up when the same annotations would be drawn otherwise than before."""
+
+_LEAST_PX = 640 * 480
+_EASILY_SHOWN = 30
+"""Annotations that a picture of so many pixels shows without crowding."""
+
+_MOST_CROWDED = 5
+_LEAST_FONT_PX, _LEAST_TAG_PX, _LEAST_TEXT_PX = 14, 11, 14
+_MOST_HIDDEN = 0.2
+"""Share of a picture that labels may cover."""
+
+_MOST_ENLARGED_PX = 2400
 _BACKGROUND = (246, 247, 249)
 _INK, _MUTED, _RULE = (36, 41, 47), (107, 114, 128), (214, 218, 224)
 
@@ -40,8 +55,18 @@ def label_color(label: str) -> str:
     return PALETTE[int.from_bytes(digest[16:20]) % len(PALETTE)]
 
 
+def label_colors(labels: Sequence[str]) -> dict[str, str]:
+    """Colours that tell labels apart, as far as there are enough: by their place in the order."""
+    unique = dict.fromkeys(labels)
+    return {label: PALETTE[number % len(PALETTE)] for number, label in enumerate(unique)}
+
+
 def draw_annotations(
-    image: np.ndarray, annotations: Sequence[Annotation], *, title: str | None = None
+    image: np.ndarray,
+    annotations: Sequence[Annotation],
+    *,
+    title: str | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> np.ndarray:
     """Draw boxes, points, outlines, keypoints with their skeleton, and what they are.
 
@@ -53,33 +78,43 @@ def draw_annotations(
         annotations: in pixels of the image. A keypoint without coordinates is not drawn. If there
             are none, the picture says so.
         title: stands in a strip above the picture.
+        colors: label -> ``#rrggbb`` of ``PALETTE``; others get their `label_color`.
 
     Returns:
-        (height', width', 3) uint8 RGB: enlarged if the longer side is under 640 px, with the page
-        of texts if any has a place, and taller by the strips of title and of text for the image.
+        (height', width', 3) uint8 RGB: enlarged if it has fewer pixels than 640 x 480, or than many
+        annotations or small text need; widened if it is too narrow for words; with the page of
+        texts if any has a place, and taller by the strips of title, names and text for the image.
 
     Raises:
         ValueError: the image is not of that shape and type.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected (height, width, 3) uint8, got {image.shape} {image.dtype}")
-    canvas, scale = _enlarged(image)
-    side_px = max(canvas.shape[:2])
-    thickness_px = max(2, round(side_px / 320))
-    font_px = max(14, round(side_px / 46))
+    colors = {a.label: label_color(a.label) for a in annotations} | dict(colors or {})
+    canvas, scale = _enlarged(image, annotations)
+    side_px = math.sqrt(canvas.shape[0] * canvas.shape[1])
+    font_px = max(_LEAST_FONT_PX, round(side_px / 40))
+    named = [a for a in annotations if a.text is None and (a.bbox or a.point)]
+    texts, tag_px = _tags(named, canvas.shape[0] * canvas.shape[1], font_px)
+    thickness_px = max(2, round(tag_px / 7))
     # Supervision follows OpenCV and takes arrays as BGR.
     canvas = np.ascontiguousarray(canvas[..., ::-1])
     # Large boxes first: small ones stay visible on top.
     for annotation in sorted(annotations, key=_area, reverse=True):
-        canvas = _draw_geometry(canvas, annotation, scale, thickness_px)
-    named = [annotation for annotation in annotations if annotation.text is None]
-    canvas = _draw_labels(canvas, named, scale, font_px)
+        color = colors[annotation.label]
+        canvas = _draw_geometry(canvas, annotation, color, scale, thickness_px)
+    canvas = _widened(canvas, 20 * font_px)
+    if any(texts):
+        boxes = np.array([_on_canvas(a, canvas, scale) for a in named])
+        canvas = _draw_tags(canvas, texts, boxes, [colors[a.label] for a in named], tag_px)
     canvas = np.ascontiguousarray(canvas[..., ::-1])
     if any(a.text is not None and not _is_about_whole_image(a) for a in annotations):
         beside = canvas.shape[0] >= canvas.shape[1]
         canvas = np.concatenate([canvas, _text_page(canvas, annotations, scale)], axis=int(beside))
     if not annotations:
         canvas = _draw_note(canvas, "nothing found", font_px)
+    if texts != [_text_of(annotation) for annotation in named]:
+        canvas = _with_names(canvas, Counter(a.label for a in named), colors, font_px)
     for annotation in annotations:
         if annotation.text and _is_about_whole_image(annotation):
             canvas = _captioned(canvas, annotation.text, font_px)
@@ -233,14 +268,29 @@ def _supervision() -> ModuleType:
     return supervision
 
 
-def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return a copy, enlarged if it is small, and the factor."""
+def _enlarged(image: np.ndarray, annotations: Sequence[Annotation]) -> tuple[np.ndarray, float]:
+    """Return a copy, enlarged if it is small for what is drawn on it, and the factor."""
     height, width = image.shape[:2]
-    scale = max(1.0, _LEAST_SIDE_PX / max(height, width))
+    crowding = min(max(len(annotations) / _EASILY_SHOWN, 1.0), _MOST_CROWDED)
+    scale = max(1.0, math.sqrt(crowding * _LEAST_PX / (height * width)))
+    texts = [a.bbox for a in annotations if a.bbox is not None and a.text is not None]
+    lines_px = [min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in texts]
+    if lines_px and (line_px := float(np.median(lines_px))) > 0:
+        at_most = _MOST_ENLARGED_PX / max(height, width)
+        scale = max(scale, min(_LEAST_TEXT_PX / line_px, at_most))
     if scale == 1.0:
         return image.copy(), scale
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), scale
+
+
+def _widened(canvas: np.ndarray, least_px: int) -> np.ndarray:
+    """Blank space to the right of a picture that is too narrow for words."""
+    missing = least_px - canvas.shape[1]
+    if missing <= 0:
+        return canvas
+    space = np.full((canvas.shape[0], missing, 3), _BACKGROUND[::-1], dtype=np.uint8)
+    return np.concatenate([canvas, space], axis=1)
 
 
 def _area(annotation: Annotation) -> float:
@@ -273,10 +323,10 @@ def _skeleton_of(names: Sequence[str]) -> Skeleton | None:
 
 
 def _draw_geometry(
-    canvas: np.ndarray, annotation: Annotation, scale: float, thickness_px: int
+    canvas: np.ndarray, annotation: Annotation, hex_color: str, scale: float, thickness_px: int
 ) -> np.ndarray:
     sv = _supervision()
-    color = sv.Color.from_hex(label_color(annotation.label))
+    color = sv.Color.from_hex(hex_color)
     if annotation.polygon:
         corners = np.rint(np.asarray(annotation.polygon) * scale).astype(np.int32)
         for shade, width_px in ((sv.Color.WHITE, thickness_px + 2), (color, thickness_px)):
@@ -320,37 +370,64 @@ def _on_canvas(annotation: Annotation, canvas: np.ndarray, scale: float) -> np.n
     return np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])
 
 
-def _draw_labels(
-    canvas: np.ndarray, annotations: Sequence[Annotation], scale: float, font_px: int
+def _tags(
+    annotations: Sequence[Annotation], picture_px: int, font_px: int
+) -> tuple[list[str], int]:
+    """What stands at each annotation, and how large, so that not too much is hidden: label and
+    score, in a crowd smaller, in a larger one the score alone, and else nothing."""
+    smallest_px = max(_LEAST_TAG_PX, font_px // 2)
+    names = [_text_of(annotation) for annotation in annotations]
+    scores = ["" if a.score is None else f"{a.score:.2f}" for a in annotations]
+    for texts in (names, scores):
+        font = ImageFont.truetype(_font_file("".join(texts)), font_px)
+        hidden = sum(math.prod(_tag_size(text, font)) for text in texts if text) / picture_px
+        fitting_px = (
+            font_px if hidden <= _MOST_HIDDEN else font_px * math.sqrt(_MOST_HIDDEN / hidden)
+        )
+        if fitting_px >= smallest_px:
+            return texts, int(fitting_px)
+    return [""] * len(annotations), smallest_px
+
+
+def _tag_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[float, float]:
+    """Width and height of a tag."""
+    left, top, right, bottom = font.getbbox(text)
+    pad_px = _tag_padding(font.size)
+    return right - left + 2 * pad_px, bottom - top + 2 * pad_px
+
+
+def _tag_padding(font_px: float) -> int:
+    return max(2, int(font_px) // 4)
+
+
+def _draw_tags(
+    canvas: np.ndarray,
+    texts: Sequence[str],
+    boxes: np.ndarray,
+    colors: Sequence[str],
+    font_px: int,
 ) -> np.ndarray:
+    """Write at each box, unless the text is empty. boxes: (n, 4) xyxy in pixels of the canvas."""
     sv = _supervision()
-    labelled = [a for a in annotations if a.bbox is not None or a.point is not None]
-    if not labelled:
-        return canvas
-    texts = [_text_of(annotation) for annotation in labelled]
     file = _font_file("".join(texts))
     font = ImageFont.truetype(file, font_px)
-    pad_px = max(3, font_px // 4)
     height, width = canvas.shape[:2]
     places = np.empty((0, 4))
-    for annotation, text in zip(labelled, texts, strict=True):
-        left, top, right, bottom = font.getbbox(text)
-        size = np.array([right - left, bottom - top]) + 2 * pad_px
-        box = _on_canvas(annotation, canvas, scale)
-        places = np.vstack([places, _place(box, size, np.array([width, height]), places)])
+    for box, text in zip(boxes, texts, strict=True):
+        if text:
+            size = np.array(_tag_size(text, font))
+            places = np.vstack([places, _place(box, size, np.array([width, height]), places)])
     annotator = sv.RichLabelAnnotator(
         color=sv.ColorPalette.from_hex(list(PALETTE)),
         text_color=sv.Color.WHITE,
         font_path=file,
         font_size=font_px,
-        text_padding=pad_px,
+        text_padding=_tag_padding(font_px),
         text_position=sv.Position.CENTER,
     )
-    detections = sv.Detections(
-        xyxy=places,
-        class_id=np.array([PALETTE.index(label_color(a.label)) for a in labelled]),
-    )
-    return np.asarray(annotator.annotate(canvas, detections, labels=texts))
+    shown = [(t, PALETTE.index(c)) for t, c in zip(texts, colors, strict=True) if t]
+    detections = sv.Detections(xyxy=places, class_id=np.array([color for _, color in shown]))
+    return np.asarray(annotator.annotate(canvas, detections, labels=[text for text, _ in shown]))
 
 
 def _text_page(canvas: np.ndarray, annotations: Sequence[Annotation], scale: float) -> np.ndarray:
@@ -454,6 +531,32 @@ def _titled(canvas: np.ndarray, title: str, font_px: int) -> np.ndarray:
         anchor="lm",
     )
     return np.concatenate([np.asarray(strip), canvas])
+
+
+def _with_names(
+    canvas: np.ndarray, counts: Mapping[str, int], colors: Mapping[str, str], font_px: int
+) -> np.ndarray:
+    """Add a strip below that says which colour is what, and how many there are of it."""
+    pad, line_px = font_px // 2, round(font_px * 1.5)
+    places: list[tuple[float, int, str, str]] = []
+    x, row = float(pad), 0
+    for label, count in counts.items():
+        text = f"{label} {count}"
+        font = _font(text, font_px)
+        text = _cut(text, font, canvas.shape[1] - 2 * pad - 1.4 * font_px)
+        width = font.getlength(text) + 2.5 * font_px
+        if x > pad and x + width > canvas.shape[1]:
+            x, row = float(pad), row + 1
+        places.append((x, row, text, colors[label]))
+        x += width
+    strip = Image.new("RGB", (canvas.shape[1], (row + 1) * line_px + 2 * pad), _BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    for x, row, text, color in places:
+        y = pad + (row + 0.5) * line_px
+        draw.rectangle((x, y - font_px / 2, x + font_px, y + font_px / 2), fill=color)
+        place = (x + 1.4 * font_px, y)
+        draw.text(place, text, font=_font(text, font_px), fill=_INK, anchor="lm")
+    return np.concatenate([canvas, np.asarray(strip)])
 
 
 def _is_about_whole_image(annotation: Annotation) -> bool:

@@ -5,6 +5,7 @@ LabelingError
 │   ├── PlanError               a plan that is not valid: names file, line, expected and got
 │   ├── ThresholdsError         a thresholds file that is not valid: file, line, expected, got
 │   ├── CorrectionsError        corrections that cannot be imported: file, position, expected, got
+│   ├── AuditError              verdicts of an audit that cannot be read: file, line, expected, got
 │   ├── HomeError               a home that belongs to another image root
 │   ├── UnknownModelError       a model name that resolves to nothing
 │   └── MissingDependencyError  an optional package that this model needs
@@ -36,6 +37,10 @@ class ThresholdsError(ConfigurationError):
 
 class CorrectionsError(ConfigurationError):
     """A file of corrections that cannot be imported; nothing of it was."""
+
+
+class AuditError(ConfigurationError):
+    """A file of an audit that cannot be read; it was left as it is."""
 
 
 class HomeError(ConfigurationError):

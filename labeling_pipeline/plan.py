@@ -240,6 +240,17 @@ class Calibration(BaseModel):
     folds: Annotated[int, Field(ge=2)] = 5
 
 
+class Audit(BaseModel):
+    """The sample that a person checks by hand."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_label: Annotated[int, Field(ge=2)] = Field(
+        30, description="rows for each label of an entry, half of them where it was not found"
+    )
+    seed: int = 0
+
+
 Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", description="five fields")]
 
 
@@ -274,6 +285,7 @@ class Plan(BaseModel):
     thresholds: str | None = Field(
         None, description="file that `calibration` wrote, relative to the plan; default: none holds"
     )
+    audit: Audit = Field(default_factory=Audit)  # type: ignore[arg-type]
     checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
     automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]
     file: str = "plan"
@@ -450,6 +462,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "entries": Entry,
     "tiles": Tiling,
     "actions": Actions,
+    "audit": Audit,
     "automation": Automation,
     "calibration": Calibration,
     "checks": Checks,

@@ -2,15 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from labeling_pipeline.annotations import Annotation, Keypoint, box_iou
 from labeling_pipeline.asks import class_names, current_view
-from labeling_pipeline.drawing import contact_sheet, draw_annotations, write_jpeg
+from labeling_pipeline.drawing import (
+    DRAWING_VERSION,
+    contact_sheet,
+    draw_annotations,
+    label_colors,
+    write_jpeg,
+)
 from labeling_pipeline.export.class_json import (
     build_box_document,
     build_posture_document,
@@ -18,7 +26,7 @@ from labeling_pipeline.export.class_json import (
     write_class_json,
 )
 from labeling_pipeline.files import write_if_changed
-from labeling_pipeline.images.reading import read_image
+from labeling_pipeline.images.reading import decode, read_image
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.inventory import held_out_images
 from labeling_pipeline.labeling import Progress
@@ -26,7 +34,10 @@ from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations
 
-_SHEET_IMAGES = 6
+CONTACT_SHEET = "contact_sheet.jpg"
+_MOST_ON_SHEET = 40
+_SHEET_COLUMNS, _SHEET_CELL_PX = 4, 480
+_FIRST_IMAGES = 6
 _TWIN_IOU = 0.7
 _DRAWN = ".drawn.json"
 
@@ -41,7 +52,11 @@ class ExportSummary:
 
 @dataclass(frozen=True)
 class DrawingSummary:
-    """sheet: (height, width, 3) uint8 RGB, the first pictures side by side; None without any."""
+    """What was drawn of a class.
+
+    pictures: how many there are; drawn: those of them that were drawn just now.
+    sheet: (height, width, 3) uint8 RGB, the first pictures side by side; ``None`` without any.
+    """
 
     folder: Path
     pictures: int
@@ -87,7 +102,8 @@ def draw_class(
     *,
     progress: Progress = lambda done, total: None,
 ) -> DrawingSummary:
-    """Draw ``vis_<id>.jpg`` for every image of a class; what has not changed is left alone.
+    """Draw ``vis_<id>.jpg`` for every image of a class, and ``contact_sheet.jpg`` of them; what has
+    not changed is left alone.
 
     What each picture shows is remembered as a hash beside the pictures.
     """
@@ -99,6 +115,7 @@ def draw_class(
     annotations = current_annotations(store, current_view(plan), class_slug)
     annotations = annotations[annotations["belongs"]]
     by_image = dict(tuple(annotations.groupby("image_id")))
+    colors = plan_colors(store, plan)
     shown: dict[str, str] = {}
     drawn = 0
     for done, image in enumerate(images.itertuples(index=False), 1):
@@ -106,21 +123,55 @@ def draw_class(
         found = [] if rows is None else [drawn_annotation(r, plan) for r in rows.itertuples()]
         found = _without_plain_twins(found)
         name = f"vis_{image.image_number}.jpg"
-        shown[name] = hashlib.sha256(repr((image.image_id, found)).encode()).hexdigest()[:16]
+        used = [colors.get(one.label) for one in found]
+        shown[name] = _short_hash((DRAWING_VERSION, image.image_id, found, used))
         if known.get(name) != shown[name] or not (folder / name).exists():
             picture = draw_annotations(
-                read_image(source.read(image.path)), found, title=Path(image.path).name
+                read_image(source.read(image.path)),
+                found,
+                title=Path(image.path).name,
+                colors=colors,
             )
             write_jpeg(folder / name, picture)
             drawn += 1
         progress(done, len(images))
+    names = list(shown)
+    if names:
+        shown[CONTACT_SHEET] = _short_hash((DRAWING_VERSION, shown))
+        if (
+            known.get(CONTACT_SHEET) != shown[CONTACT_SHEET]
+            or not (folder / CONTACT_SHEET).exists()
+        ):
+            write_jpeg(folder / CONTACT_SHEET, _class_sheet(folder, names))
     for name in known.keys() - shown.keys():
         (folder / name).unlink(missing_ok=True)
     write_if_changed(memory, json.dumps(shown).encode())
-    names = list(shown)[:_SHEET_IMAGES]
-    pictures = [read_image(folder / name) for name in names]
-    sheet = contact_sheet(pictures, names, columns=3) if pictures else None
-    return DrawingSummary(folder, len(shown), drawn, sheet)
+    first = [read_image(folder / name) for name in names[:_FIRST_IMAGES]]
+    sheet = contact_sheet(first, names[:_FIRST_IMAGES], columns=3) if names else None
+    return DrawingSummary(folder, len(names), drawn, sheet)
+
+
+def plan_colors(store: AnnotationStore, plan: Plan) -> dict[str, str]:
+    """Label -> colour, in the order in which the plan asks the classes: a new class changes none.
+
+    Without it labels would share colours by chance.
+    """
+    names = class_names(store, with_retired=True).values()
+    return label_colors(
+        [entry.label_for(name) for entry in plan.entries for name in names if entry.covers(name)]
+    )
+
+
+def _class_sheet(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Pictures of a class side by side; of many a selection that is spread over all of them."""
+    places = np.linspace(0, len(names) - 1, min(len(names), _MOST_ON_SHEET)).round().astype(int)
+    chosen = [names[place] for place in places]
+    pictures = [decode((folder / name).read_bytes(), _SHEET_CELL_PX).pixels for name in chosen]
+    return contact_sheet(pictures, chosen, _SHEET_COLUMNS, cell_px=_SHEET_CELL_PX)
+
+
+def _short_hash(shown: object) -> str:
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
 
 
 def _without_plain_twins(found: list[Annotation]) -> list[Annotation]:
@@ -139,7 +190,7 @@ def _without_plain_twins(found: list[Annotation]) -> list[Annotation]:
 
 
 def annotation_of(row: Any) -> Annotation:
-    """A row of table ``annotations`` as a value."""
+    """A row of table ``annotations`` as a value; of `current_annotations` with its calibration."""
     has_box = not pd.isna(row.x0_px)
     point = _given(row.point)
     return Annotation(
@@ -153,7 +204,7 @@ def annotation_of(row: Any) -> Annotation:
         ),
         text=_given(row.text),
         score=None if pd.isna(row.score) else float(row.score),
-        is_calibrated=bool(row.is_calibrated),
+        is_calibrated=bool(getattr(row, "is_calibrated", False)),
     )
 
 

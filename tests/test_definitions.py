@@ -47,6 +47,7 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "detection_evaluation",
         "calibration",
         "model_agreement",
+        "audit_sample",
         "annotation_report",
         "rederived_annotations",
     }

@@ -6,10 +6,13 @@ from labeling_pipeline.annotations import Annotation, Keypoint
 from labeling_pipeline.drawing import (
     PALETTE,
     _font,
+    _tag_size,
+    _tags,
     _wrapped,
     contact_sheet,
     draw_annotations,
     label_color,
+    label_colors,
     write_jpeg,
 )
 
@@ -132,8 +135,96 @@ def test_keypoints_of_no_known_skeleton_are_drawn_without_limbs():
 def test_a_small_picture_is_enlarged_with_its_annotations():
     image = gray(64, 32)
     drawn = draw_annotations(image, [Annotation("x", (16, 8, 48, 24))])
-    assert drawn.shape == (320, 640, 3)
-    assert tuple(drawn[160, 160]) == rgb(label_color("x"))
+    height, width, _ = drawn.shape
+    assert width == 2 * height
+    assert width * height == pytest.approx(640 * 480, rel=0.01)
+    assert tuple(drawn[height // 2, width // 4]) == rgb(label_color("x"))
+
+
+@pytest.mark.parametrize("size_px", [(64, 64), (200, 2000), (40, 400), (2000, 200), (4000, 3000)])
+def test_a_label_has_its_full_width_at_any_shape_of_picture(size_px):
+    image = gray(*size_px)
+    box = tuple(
+        share * side for share, side in zip((0.9, 0.4, 0.95, 0.5), size_px * 2, strict=True)
+    )
+    bare = draw_annotations(image, [Annotation("", box)])
+    drawn = draw_annotations(image, [Annotation("traffic light", box, score=0.77)])
+    rows, columns = np.argwhere(changed(bare, drawn)).T
+    text = _font("x", 14).getbbox("traffic light 0.77")
+    assert np.ptp(columns) + 1 >= text[2] - text[0]
+    assert np.ptp(rows) + 1 >= text[3] - text[1]
+    # No more of the picture is hidden than needs be.
+    assert changed(bare, drawn).mean() < 0.06
+
+
+def test_a_picture_that_is_narrower_than_words_gets_space_beside_it():
+    image = gray(100, 4000)
+    drawn = draw_annotations(
+        image, [Annotation("x", (10, 10, 90, 900))], title="a/long_name_01.jpg"
+    )
+    assert drawn.shape[1] >= 250
+    assert (drawn[100:3000, 240] == drawn[100, 240]).all()
+
+
+def scattered(count, labels, size_px=(1600, 1200)):
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 0.9, (count, 2)) * size_px
+    return [
+        Annotation(labels[i % len(labels)], (x, y, x + 60, y + 80), score=0.5)
+        for i, (x, y) in enumerate(corners)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        pytest.param(10, {"cat 0.50", "traffic light 0.50"}, id="room for label and score"),
+        pytest.param(150, {"cat 0.50", "traffic light 0.50"}, id="smaller"),
+        pytest.param(350, {"0.50"}, id="room for the score alone"),
+        pytest.param(3000, {""}, id="room for nothing"),
+    ],
+)
+def test_in_a_crowd_less_stands_at_each_box(count, expected):
+    texts, font_px = _tags(scattered(count, ["cat", "traffic light"]), 1600 * 1200, 35)
+    assert set(texts) == expected
+    assert 17 <= font_px <= 35
+    assert (font_px == 35) == (count == 10)
+    hidden = sum(np.prod(_tag_size(text, _font("x", font_px))) for text in texts if text)
+    assert hidden <= 0.21 * 1600 * 1200
+
+
+def test_what_no_longer_stands_at_each_box_stands_below_the_picture():
+    image = gray(1600, 1200)
+    few, many = scattered(10, ["cat", "dog"]), scattered(350, ["cat", "dog"])
+    assert draw_annotations(image, few).shape == image.shape
+    drawn = draw_annotations(image, many, colors={"cat": PALETTE[3], "dog": PALETTE[5]})
+    below = drawn[1200:]
+    for color in (PALETTE[3], PALETTE[5]):
+        assert (below == rgb(color)).all(axis=2).sum() > 500
+
+
+def test_a_crowd_in_a_small_picture_enlarges_it():
+    image, shown = gray(320, 240), scattered(60, ["cat"], (320, 240))
+    assert draw_annotations(image, shown).size > 1.5 * draw_annotations(image, shown[:5]).size
+
+
+def test_small_text_enlarges_the_picture():
+    image = gray(640, 480)
+    line = Annotation("line", (10, 10, 200, 18), text="small print")
+    drawn = draw_annotations(image, [line])
+    assert drawn.shape[1] == pytest.approx(640 * 14 / 8, abs=1)
+
+
+def test_labels_of_one_dataset_get_colours_of_their_own_that_new_labels_do_not_change():
+    labels = [f"label {i}" for i in range(len(PALETTE))]
+    colors = label_colors(labels)
+    assert len(set(colors.values())) == len(PALETTE)
+    assert label_colors([*labels, "one more", labels[0]]).items() > colors.items()
+    image = gray()
+    drawn = draw_annotations(
+        image, [Annotation("cat", (200, 150, 500, 450))], colors={"cat": "#00707c"}
+    )
+    assert tuple(drawn[300, 200]) == rgb("#00707c")
 
 
 def test_a_picture_without_annotations_says_so():

@@ -231,6 +231,14 @@ MISTAKES = {
         "actions: {target_accuracy: 95}\nentries: [{name: a, task: keypoint}]\n",
         *(1, "actions.target_accuracy", "less than or equal to 1", "95"),
     ),
+    "an unknown key of the audit": Mistake(
+        "audit:\n  rows: 3\nentries: [{name: a, task: detection}]\n",
+        *(2, "audit.rows", "one of the keys per_label, seed", "'rows'"),
+    ),
+    "an audit of a single row": Mistake(
+        "audit:\n  per_label: 1\nentries: [{name: a, task: detection}]\n",
+        *(2, "audit.per_label", "greater than or equal to 2", "1"),
+    ),
     "a key that is ours": Mistake(
         "entries: [{name: a, task: detection}]\nfile: me\n",
         *(2, "file", "one of the keys entries, ", "'file'"),

@@ -25,6 +25,7 @@ def build_report_asset(plan: Plan) -> dg.AssetsDefinition:
             "detection_evaluation",
             "calibration",
             "model_agreement",
+            "audit_sample",
         ],
         group_name=EVALUATION,
         automation_condition=WHEN_LABELS_ARE_IN,

@@ -5,9 +5,9 @@ statistical inference", 1927), which stays within 0..1 and is right also for few
 shares near 0 or 1. Where trials come in clusters that are right or wrong together, as near
 duplicates are, their number is divided by the design effect first (Korn and Graubard, "Confidence
 intervals for proportions with small expected number of positive counts estimated from survey data",
-1998). Everything else gets a bootstrap over images (Efron, "Bootstrap methods: another look at the
-jackknife", 1979; percentile method): images, not boxes, because the boxes of one image are right or
-wrong together.
+1998). Counts of rare events get the exact interval of a Poisson mean. Everything else gets a
+bootstrap over images (Efron, "Bootstrap methods: another look at the jackknife", 1979; percentile
+method): images, not boxes, because the boxes of one image are right or wrong together.
 """
 
 import math
@@ -87,6 +87,26 @@ def clustered_interval(successes: np.ndarray, clusters: np.ndarray) -> Interval 
         variance = ((ended - share * sizes) ** 2).sum() * len(sizes) / (len(sizes) - 1) / trials**2
         effective = float(min(share * (1 - share) / variance, trials) if variance else trials)
     return wilson_interval(share * effective, effective)
+
+
+def poisson_interval(events: float, exposure: float) -> Interval | None:
+    """Of how many independent events there are per unit of exposure; ``None`` without exposure.
+
+    The exact interval (Garwood, "Fiducial limits for the Poisson distribution", 1936), which is
+    right also where there are hardly any. Effective numbers, which need not be whole, are allowed.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+    if events < 0 or exposure < 0:
+        raise ValueError(f"expected numbers from 0 on, got {events} in {exposure}")
+    if not exposure:
+        return None
+    from scipy.special import gammaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    low = float(gammaincinv(events, tail)) if events else 0.0
+    return Interval(low / exposure, float(gammaincinv(events + 1, 1 - tail)) / exposure)
 
 
 def bootstrap_intervals(

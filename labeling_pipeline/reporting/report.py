@@ -42,6 +42,7 @@ from labeling_pipeline.reporting.actions import (
     why_not_recognised,
 )
 from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.audit import audit_report
 from labeling_pipeline.reporting.calibration import calibration_report
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import detection_figures, evaluate_all
@@ -141,6 +142,7 @@ def _sections(
             [ActionReport(one, report_pictures(action_figures(one))) for one in actions],
             why_not_recognised(actions),
         ),
+        audit_report(store, plan, home),
         agreement_section(agreement_report(store, plan, source)),
         coverage_section(rows),
         examples_section(_examples(store, home)),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from definitions import build_definitions
+from labeling_pipeline.export.audit_sheet import read_sheet
 from labeling_pipeline.home import Environment
 from labeling_pipeline.models import florence2_protocol, rex_omni_protocol
 from labeling_pipeline.plan import parse_plan
@@ -68,7 +69,10 @@ def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_ro
         for selection, partition in (
             (["raw_images", "clean_images"], None),
             (["thing_annotations", "visualizations", "class_exports"], "cat"),
-            (["action_predictions", "har_evaluation", "detection_evaluation"], None),
+            (
+                ["action_predictions", "har_evaluation", "detection_evaluation", "audit_sample"],
+                None,
+            ),
             (["annotation_report"], None),
         ):
             assert dg.materialize(
@@ -112,6 +116,9 @@ def test_a_task_goes_from_the_plan_to_pictures_and_json(task, tmp_path, image_ro
         assert points["left eye"] is None
         assert len(points) == 17
     assert len(list((home / "auto_labeling_results/cat").glob("vis_*.jpg"))) == 4
+    audited = read_sheet(home / "reports/audit/thing.csv").rows
+    assert [row.shown for row in audited] == [2 if grounded else 1] * asked
+    assert all((home / "reports/audit" / row.picture).is_file() for row in audited)
 
 
 @pytest.mark.checkpoint

@@ -2,12 +2,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2
 
 from labeling_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_intervals,
     clustered_interval,
+    poisson_interval,
     share_interval,
     wilson_interval,
 )
@@ -31,6 +32,21 @@ def test_a_share_of_nothing_has_no_interval():
 def test_impossible_counts_are_refused(successes, trials):
     with pytest.raises(ValueError, match="successes"):
         wilson_interval(successes, trials)
+
+
+@pytest.mark.parametrize(("events", "exposure"), [(0, 10), (1, 10), (3, 0.5), (250, 1000)])
+def test_counts_have_the_interval_that_chi_square_gives(events, exposure):
+    # Garwood's limits, as half the quantiles of chi-square.
+    low = chi2.ppf(0.025, 2 * events) / 2 if events else 0.0
+    high = chi2.ppf(0.975, 2 * events + 2) / 2
+    found = poisson_interval(events, exposure)
+    assert (found.low, found.high) == pytest.approx((low / exposure, high / exposure))
+
+
+def test_counts_over_nothing_have_no_interval_and_negative_ones_are_refused():
+    assert poisson_interval(0, 0) is None
+    with pytest.raises(ValueError, match="from 0 on"):
+        poisson_interval(-1, 3)
 
 
 def test_the_bootstrap_of_a_mean_is_the_one_of_theory():

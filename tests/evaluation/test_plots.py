@@ -9,7 +9,7 @@ from PIL import Image
 from labeling_pipeline.evaluation.abstention import choose_threshold, measure_risk_coverage
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.detection import Counts
-from labeling_pipeline.evaluation.plots import actions, detection
+from labeling_pipeline.evaluation.plots import actions, audit, detection
 from labeling_pipeline.evaluation.plots.frame import png_bytes
 
 
@@ -47,6 +47,17 @@ def curves(n):
     return pd.DataFrame(columns, index=pd.Index(recalls, name="recall"))
 
 
+def audited(n):
+    """All labels together and each of n, of which the last was not looked at."""
+    rows = [{"label": f"label {i}", "rows": 9, "checked": 4 * (i < n - 1)} for i in range(n)]
+    table = pd.DataFrame([{"label": "all", "rows": 9 * n, "checked": 4 * n}, *rows])
+    for name in ("precision", "recall"):
+        values = np.where(table["checked"] > 0, 0.8, np.nan)
+        for end, away in (("", 0), ("_low", -0.3), ("_high", 0.1)):
+            table[f"{name}{end}"] = values + away
+    return table
+
+
 def figures(classes):
     made = predictions(classes) if classes else predictions(1).iloc[:0]
     scores = evaluate_actions(made).scores
@@ -64,6 +75,7 @@ def figures(classes):
         ),
         "precision over recall": detection.precision_recall(curves(classes), Counts(3, 1, 1)),
         "box scores": detection.box_scores(matches),
+        "audited labels": audit.audited_labels(audited(classes), "objects"),
     }
 
 
@@ -113,6 +125,14 @@ def test_the_histogram_tells_right_from_wrong_and_leaves_out_what_has_no_score()
     assert labels == ["right: 3, median 0.90", "wrong: 1, median 0.10"]
     assert "1 boxes without one not shown" in axes.get_xlabel()
     assert sum(patch.get_height() for patch in axes.patches) == 4
+
+
+def test_audited_labels_show_their_intervals_and_leave_out_what_was_not_looked_at():
+    (axes,) = audit.audited_labels(audited(3), "objects").axes
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["all  (12 of 27)", "label 0  (4 of 9)", "label 1  (4 of 9)"]
+    lines = [bar.get_segments()[0] for c in axes.containers for bar in c.lines[2]]
+    assert [line[:, 0].tolist() for line in lines] == [pytest.approx([0.5, 0.9])] * 2
 
 
 def test_a_score_that_does_not_exist_is_a_dash_and_no_bar():

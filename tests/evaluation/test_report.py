@@ -9,6 +9,7 @@ from PIL import Image
 
 from labeling_pipeline.evaluation.actions import Recognition, evaluate_actions
 from labeling_pipeline.evaluation.agreement import ASKED_COLUMNS, compare_entries
+from labeling_pipeline.evaluation.audit import AuditEstimate, EntryAudit
 from labeling_pipeline.evaluation.average_precision import rank_boxes
 from labeling_pipeline.evaluation.calibration import (
     BOX_COLUMNS,
@@ -24,6 +25,7 @@ from labeling_pipeline.evaluation.intervals import Interval
 from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.report.actions import ActionReport, actions_section
 from labeling_pipeline.evaluation.report.agreement import AgreementReport, agreement_section
+from labeling_pipeline.evaluation.report.audit import audit_section
 from labeling_pipeline.evaluation.report.calibration import CalibrationReport, calibration_section
 from labeling_pipeline.evaluation.report.coverage import (
     CoverageRow,
@@ -49,6 +51,7 @@ from labeling_pipeline.evaluation.report.files import (
 from labeling_pipeline.evaluation.report.history import Summary, changes_between
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.evaluation.survey import Estimate
 from labeling_pipeline.evaluation.text import MISREAD_COLUMNS, evaluate_text
 from labeling_pipeline.tasks import Task
 
@@ -57,6 +60,7 @@ NOTHING = (
     detection_section(()),
     calibration_section(None),
     actions_section(()),
+    audit_section((), (), "no row was checked"),
     agreement_section(None),
     coverage_section(()),
     examples_section(()),
@@ -110,6 +114,14 @@ def full():
             [("objects", "cat", "a", 0, 0, 9, 9)], columns=["entry", "class", "image_id", *BOX]
         ),
     )
+    sure = Estimate(0.9, Interval(0.8, 0.95))
+    checked = AuditEstimate(sure, None, shown=90, checked=3, checked_shown=4, wrong=1, missed=0)
+    unchecked = AuditEstimate(None, None, shown=5, checked=0, checked_shown=0, wrong=0, missed=0)
+    audit = EntryAudit(
+        *("objects", 8, 3, 1, 2, checked),
+        per_label={"cat": checked, "owl": unchecked},
+        sizes={"cat": (70, 5), "owl": (30, 3)},
+    )
     return page_of(
         detection_section((EntryDetection(measured(boxes, keypoints), (picture(),)),)),
         calibration_section(
@@ -121,6 +133,7 @@ def full():
                 for part in (("keypoints", False), ("zero_shot", False), ("zero_shot", True))
             ]
         ),
+        audit_section((audit,), (picture(),), "there are none"),
         agreement_section(AgreementReport(agreement, (picture("JPEG"),))),
         coverage_section(
             (
@@ -190,6 +203,7 @@ def test_the_whole_page_has_every_section_and_is_well_formed():
             "detection",
             "calibration",
             "actions",
+            "audit",
             "agreement",
             "classes",
             "examples",
@@ -248,6 +262,8 @@ def test_the_headlines_add_up():
     assert values["Calibration error of rex detection"][1] == "0.41 as measured; 200 boxes"
     assert values["Calibration error of rex keypoint"][1] == "as measured; 9 boxes"
     assert values["Agreement of models"] == ("0.000", "1 image compared")
+    assert values["Audited precision of objects"] == ("90.0%", "3 of 8 rows checked by hand")
+    assert "Audited recall of objects" not in values
     for name in ("Keypoint action accuracy", "Zero-shot test accuracy"):
         assert values[name] == ("50.0%", "2 images, 1 not predicted")
 
@@ -276,6 +292,15 @@ def test_what_was_not_calibrated_and_what_has_no_threshold_say_why():
     assert "rex, keypoint, is not calibrated: too few boxes: 9" in html
     assert "owl of objects has no threshold: too few boxes: 0" in html
     assert "Nothing of &lt;this&gt; is applied." in html
+
+
+def test_the_audit_shows_labels_that_were_looked_at_and_what_is_open():
+    html = render_report(full())
+    section = html[html.index('<section id="audit">') : html.index('<section id="agreement">')]
+    assert re.findall(r'<td class="wrap">(\w+)</td>', section) == ["cat"]
+    assert section.count("<td>90.0% (80.0% to 95.0%)</td><td>–</td>") == 2
+    assert "1 rows have another answer than when they were checked" in section
+    assert "2 verdicts are kept of answers that no longer hold" in section
 
 
 def test_many_rejected_files_of_one_reason_are_cut_and_counted():

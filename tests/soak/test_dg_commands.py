@@ -42,6 +42,7 @@ def test_list_defs_names_the_fixed_assets_and_one_for_each_entry_of_the_plan(dat
         "detection_evaluation": "evaluation",
         "calibration": "evaluation",
         "model_agreement": "evaluation",
+        "audit_sample": "evaluation",
         "annotation_report": "evaluation",
         "rederived_annotations": "maintenance",
     }

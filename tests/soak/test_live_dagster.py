@@ -22,6 +22,7 @@ OVER_ALL = (
     "detection_evaluation",
     "calibration",
     "model_agreement",
+    "audit_sample",
     "annotation_report",
 )
 ON_DEMAND = "rederived_annotations"
