@@ -16,6 +16,7 @@ Points are left out: how near is near enough depends on the size of the thing, w
 not tell.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,9 @@ def compare_entries(
             compared are ignored.
         iou_threshold: least IoU of two boxes that are one, in 0..1.
     """
-    reasons = _reasons(asked)
+    reasons = why_not_compared(
+        [asked[f"entry_{side}"] for side in SIDES], [asked[f"state_{side}"] for side in SIDES]
+    )
     images = asked.loc[reasons.isna(), _IMAGE].reset_index(drop=True)
     found = {side: _found(images, boxes, side) for side in SIDES}
     pairs = pair_up(found["a"], found["b"], iou_threshold)
@@ -139,14 +142,17 @@ def _found(images: pd.DataFrame, boxes: pd.DataFrame, side: str) -> pd.DataFrame
     return wanted.assign(group=images.index).merge(boxes[[*keys, *BOX_COLUMNS]], on=keys)
 
 
-def _reasons(asked: pd.DataFrame) -> pd.Series:
-    """Why an image is not compared, on either side; NaN where it is."""
-    sides = []
-    for side in SIDES:
-        state = asked[f"state_{side}"]
-        reason = asked[f"entry_{side}"] + ": " + state.fillna(NOT_ASKED).astype(str)
-        sides.append(reason.mask(state.isin(ANSWERED)))
-    first, second = sides
+def why_not_compared(names: Sequence[pd.Series | str], states: Sequence[pd.Series]) -> pd.Series:
+    """Why two answers are not compared, row by row; NaN where they are.
+
+    Args:
+        names: what each side is called.
+        states: of each side; one that is missing was not asked.
+    """
+    first, second = (
+        (name + ": " + state.fillna(NOT_ASKED).astype(str)).mask(state.isin(ANSWERED))
+        for name, state in zip(names, states, strict=True)
+    )
     return (first + "; " + second).fillna(first).fillna(second)
 
 
