@@ -63,7 +63,8 @@ class Agreement:
         mean_iou``. Equal scores: the one with more unmatched boxes first.
     boxes: one row a matched pair of boxes or an unmatched box, in the same order: ``path,
         class, entry_a, entry_b, image_id, found_by`` (``both`` or the entry that is alone), ``iou,
-        a_x0_px, a_y0_px, a_x1_px, a_y1_px, b_x0_px, ...``; the box of a side that has none is NaN.
+        a_annotation_id, a_x0_px, a_y0_px, a_x1_px, a_y1_px, b_annotation_id, ...``; what a side
+        has not is NaN.
     not_compared: one row a pair, class and reason: ``class, entry_a, entry_b, reason, images``.
     """
 
@@ -93,8 +94,8 @@ def compare_entries(
         asked: one row a pair of entries, class and image that both are to label: ``path, class,
             entry_a, entry_b, image_id, state_a, state_b``; a state that is missing was not
             asked yet.
-        boxes: ``entry, class, image_id, x0_px, y0_px, x1_px, y1_px``; those of images that are not
-            compared are ignored.
+        boxes: ``entry, class, image_id, annotation_id, x0_px, y0_px, x1_px, y1_px``; those of
+            images that are not compared are ignored.
         iou_threshold: least IoU of two boxes that are one, in 0..1.
     """
     reasons = why_not_compared(
@@ -105,7 +106,9 @@ def compare_entries(
     pairs = pair_up(found["a"], found["b"], iou_threshold)
     pieces = images.loc[pairs["group"]].assign(found_by=BOTH, iou=pairs["iou"].to_numpy())
     for side, other in (SIDES, SIDES[::-1]):
-        pieces[SIDE_COLUMNS[side]] = found[side][BOX_COLUMNS].reindex(pairs[side]).to_numpy()
+        of_side = found[side].reindex(pairs[side])
+        pieces[f"{side}_annotation_id"] = of_side["annotation_id"].to_numpy()
+        pieces[SIDE_COLUMNS[side]] = of_side[BOX_COLUMNS].to_numpy()
         pieces["found_by"] = pieces["found_by"].mask(
             pairs[other].lt(0).to_numpy(), pieces[f"entry_{side}"]
         )
@@ -139,7 +142,9 @@ def _found(images: pd.DataFrame, boxes: pd.DataFrame, side: str) -> pd.DataFrame
     """The boxes of one entry of each pair, with ``group``: the row of ``images`` they belong to."""
     keys = ["entry", "class", "image_id"]
     wanted = images[[f"entry_{side}", "class", "image_id"]].set_axis(keys, axis=1)
-    return wanted.assign(group=images.index).merge(boxes[[*keys, *BOX_COLUMNS]], on=keys)
+    return wanted.assign(group=images.index).merge(
+        boxes[[*keys, "annotation_id", *BOX_COLUMNS]], on=keys
+    )
 
 
 def why_not_compared(names: Sequence[pd.Series | str], states: Sequence[pd.Series]) -> pd.Series:

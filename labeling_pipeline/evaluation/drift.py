@@ -85,8 +85,8 @@ class ModelDrift:
         side only; equal ones: what moved.
     boxes: one row a pair of boxes or a box alone, in the same order: ``path, entry, image_id,
         label, change, iou, text_changed`` (``None`` without two texts), ``keypoints,
-        keypoints_moved, before_score, now_score, before_x0_px, ..., now_x0_px, ...``; what a side
-        has not is NaN.
+        keypoints_moved``, and of each side ``before_annotation_id, before_score, before_x0_px,
+        ..., now_annotation_id, ...``; what a side has not is NaN.
     transitions: one row an entry and pair of states: ``entry, before, now, pairs`` (of an image and
         a label).
     not_compared: one row an entry, class and reason: ``entry, class, reason, images``.
@@ -127,9 +127,9 @@ def compare_answers(
     Args:
         asked: one row an entry, class and image: ``path, class, entry, image_id, label,
             state_before, state_now``; a state that is missing was not asked.
-        before: annotations of the other model: ``entry, image_id, label, x0_px, y0_px, x1_px,
-            y1_px`` (NaN without a box), ``score, text, point, keypoints`` (NaN or ``None`` where
-            there is none); those of pairs that are not compared are ignored.
+        before: annotations of the other model: ``entry, image_id, label, annotation_id, x0_px,
+            y0_px, x1_px, y1_px`` (NaN without a box), ``score, text, point, keypoints`` (NaN or
+            ``None`` where there is none); those of pairs that are not compared are ignored.
         now: annotations of the model of the plan, likewise.
         iou_threshold: least IoU of two boxes that are one, in 0..1.
         moved_iou: least IoU of two boxes that count as the same place.
@@ -271,6 +271,7 @@ def _boxes(
     table = table.join(points.reindex(table.index).fillna(0).astype(int))
     for side, row in (("before", "a"), ("now", "b")):
         of_side = placed[side].reindex(pieces[row])
+        table[f"{side}_annotation_id"] = of_side["annotation_id"].to_numpy()
         table[f"{side}_score"] = pd.to_numeric(of_side["score"]).to_numpy(float)
         table[SIDE_COLUMNS[side]] = of_side[BOX_COLUMNS].to_numpy(float)
     return table
@@ -347,7 +348,8 @@ def _in_order(boxes: pd.DataFrame, per_image: pd.DataFrame) -> pd.DataFrame:
     """The boxes in the order of their images."""
     by = ["entry", "image_id"]
     columns = [*("path", *PAIR, "change", "iou", "text_changed", "keypoints", "keypoints_moved")]
-    columns += ["before_score", "now_score", *SIDE_COLUMNS["before"], *SIDE_COLUMNS["now"]]
+    for side, of_side in SIDE_COLUMNS.items():
+        columns += [f"{side}_annotation_id", f"{side}_score", *of_side]
     return per_image[by].merge(boxes[columns], on=by)[columns]
 
 

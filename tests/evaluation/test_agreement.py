@@ -30,7 +30,8 @@ def asked(*rows):
 def boxes(*rows):
     """(entry, class, image_id, box)"""
     return pd.DataFrame(
-        [(e, c, i, *box) for e, c, i, box in rows], columns=["entry", "class", "image_id", *BOX]
+        [(e, c, i, f"{e}-{n}", *box) for n, (e, c, i, box) in enumerate(rows)],
+        columns=["entry", "class", "image_id", "annotation_id", *BOX],
     )
 
 
@@ -138,6 +139,9 @@ def test_every_box_stands_in_the_table_once_with_its_partner_or_alone():
     }
     assert sides == {"both": (SQUARE, upper(0.8)), "one": (FAR, None), "two": (None, FARTHER)}
     assert table.loc["both", "iou"] == pytest.approx(0.8)
+    ids = table[["a_annotation_id", "b_annotation_id"]]
+    assert ids.loc["both"].tolist() == ["one-0", "two-3"]
+    assert ids.loc["one"].fillna("none").tolist() == ["one-1", "none"]
     assert table["path"].unique().tolist() == ["cat/i.png"]
 
 

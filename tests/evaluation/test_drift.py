@@ -40,7 +40,8 @@ def found(*rows, **values):
         columns=[*PAIR, *BOX_COLUMNS],
     )
     nothing = dict.fromkeys(("score", "text", "point", "keypoints"))
-    return table.assign(**nothing | values)
+    ids = [f"{i}-{n}" for n, (i, *_) in enumerate(rows)]
+    return table.assign(annotation_id=ids, **nothing | values)
 
 
 def drift_of(before, now, **keys):
@@ -167,9 +168,14 @@ def test_the_most_changed_images_come_first_and_their_boxes_with_them():
     assert drift.changed["image_id"].tolist() == ["d", "c", "b", "e"]
     assert drift.boxes["image_id"].tolist() == ["d", "d", "c", "c", "b", "e", "a"]
     lost, new = drift.boxes.head(2).to_dict("records")
-    assert (lost["change"], lost["before_x0_px"]) == ("lost", 0)
+    assert (lost["change"], lost["before_annotation_id"], lost["before_x0_px"]) == (
+        "lost",
+        "d-3",
+        0,
+    )
     assert math.isnan(lost["now_x0_px"])
-    assert (new["change"], new["now_x0_px"]) == ("new", 100)
+    assert pd.isna(lost["now_annotation_id"])
+    assert (new["change"], new["now_annotation_id"], new["now_x0_px"]) == ("new", "d-4", 100)
 
 
 def test_texts_of_boxes_that_are_one_and_of_whole_images_are_compared():

@@ -82,7 +82,8 @@ def full():
             columns=ASKED_COLUMNS,
         ),
         pd.DataFrame(
-            [("objects", "cat", "a", 0, 0, 9, 9)], columns=["entry", "class", "image_id", *BOX]
+            [("objects", "cat", "a", "1", 0, 0, 9, 9)],
+            columns=["entry", "class", "image_id", "annotation_id", *BOX],
         ),
     )
     return page_of(
