@@ -142,6 +142,7 @@ def _run_assets(
             materialize([entry.asset], classes)
         materialize(["visualizations", "class_exports"], classes)
     materialize(["action_predictions", "har_evaluation", "detection_evaluation", "model_agreement"])
+    materialize(["model_drift", "review_queue"])
     materialize(["annotation_report"])
     return ran
 

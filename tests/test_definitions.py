@@ -42,6 +42,8 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "har_evaluation",
         "detection_evaluation",
         "model_agreement",
+        "model_drift",
+        "review_queue",
         "annotation_report",
         "rederived_annotations",
     }

@@ -24,6 +24,8 @@ def build_report_asset(plan: Plan) -> dg.AssetsDefinition:
             "har_evaluation",
             "detection_evaluation",
             "model_agreement",
+            "model_drift",
+            "review_queue",
         ],
         group_name=EVALUATION,
         automation_condition=WHEN_LABELS_ARE_IN,

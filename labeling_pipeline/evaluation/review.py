@@ -52,9 +52,13 @@ tiny Rex-Omni passed over 25 labels of 1,000, of which 5 were there."""
 WORTH_A_LOOK = 0.5
 """Images with so many expected errors or more count as to be reviewed."""
 
+NAMED_FROM = 0.05
+"""Doubts that are at least so large are named."""
+
+NOTHING_STANDS_OUT = "nothing stands out"
+
 # The mean of (1 - r) ** 9 over r in 0..1 is one in ten.
 _EXPONENT = 9
-_NAMED_FROM = 0.05
 _MOST_NAMED = 3
 _UNSOUND = (State.TRUNCATED, State.UNPARSED, State.DEGENERATE, State.FAILED)
 
@@ -135,16 +139,16 @@ def doubts_of_answers(outcomes: pd.DataFrame) -> pd.DataFrame:
     presence = outcomes["presence"].astype(float)
     found = state == State.FOUND
     unsure = outcomes[(found | (state == State.ABSENT)) & presence.notna()]
-    other = (1 - presence).where(found, presence).loc[unsure.index]
+    is_found, there = found.loc[unsure.index], presence.loc[unsure.index]
     passed_over = outcomes[state == State.NOT_MENTIONED]
     unsound = outcomes[state.isin(_UNSOUND)]
-    word = np.where(found.loc[unsure.index], "found, 1 - presence ", "not found, presence ")
+    said = is_found.map({True: " (found", False: " (not found"}).astype(object)
     parts = [
         (
             unsure,
             Reason.PRESENCE,
-            other,
-            " (" + pd.Series(word, unsure.index) + other.map("{:.2f})".format),
+            (1 - there).where(is_found, there),
+            said + there.map(", presence {:.2f})".format),
         ),
         (passed_over, Reason.NOT_MENTIONED, PASSED_OVER, ""),
         (unsound, Reason.UNSOUND, 1.0, " (" + unsound["state"].astype(str) + ")"),
@@ -239,14 +243,13 @@ def _told(doubts: pd.DataFrame) -> list[tuple[str, tuple[str, ...], tuple[str, .
     told = []
     for _, of_image in groupby(rows, key=lambda row: row[0]):
         every = list(of_image)
-        # However little there is to doubt, the weightiest reason is given.
-        named = [row for row in every if row[4] >= _NAMED_FROM] or every[:1]
+        named = [row for row in every if row[4] >= NAMED_FROM]
         by_reason: dict[str, list[str]] = {}
         for _, _, _, reason, _, detail in named:
             by_reason.setdefault(reason, []).append(detail)
         words = "; ".join(f"{reason}: {_listed(all_)}" for reason, all_ in by_reason.items())
         entries, labels = (tuple(dict.fromkeys(row[i] for row in named)) for i in (1, 2))
-        told.append((words, entries, labels))
+        told.append((words or NOTHING_STANDS_OUT, entries, labels))
     return told
 
 

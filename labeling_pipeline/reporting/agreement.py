@@ -143,10 +143,8 @@ def _panels(boxes: pd.DataFrame, image: Mapping[str, Any]) -> tuple[Panel, Panel
     return first, second
 
 
-def agreement_report(
-    store: AnnotationStore, plan: Plan, source: ImageSource
-) -> AgreementReport | None:
-    measured = measure_agreement(store, plan)
+def agreement_report(measured: Agreement, source: ImageSource) -> AgreementReport | None:
+    """What the report shows; ``None`` if no two entries can be compared."""
     if measured.per_class.empty:
         return None
     pixels = draw_disagreements(measured, source)

@@ -11,6 +11,7 @@ from labeling_pipeline.evaluation.report.agreement import agreement_section
 from labeling_pipeline.evaluation.report.coverage import coverage_rows, coverage_section
 from labeling_pipeline.evaluation.report.data import Picture, ReportData
 from labeling_pipeline.evaluation.report.detection import EntryDetection, detection_section
+from labeling_pipeline.evaluation.report.drift import drift_section
 from labeling_pipeline.evaluation.report.files import (
     RejectedFile,
     examples_section,
@@ -18,6 +19,7 @@ from labeling_pipeline.evaluation.report.files import (
 )
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.evaluation.report.review import review_section
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.sources import ImageSource
@@ -28,10 +30,12 @@ from labeling_pipeline.reporting.actions import (
     stored_action_predictions,
     why_not_predicted,
 )
-from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.agreement import agreement_report, measure_agreement
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import detection_figures, evaluate_entries
+from labeling_pipeline.reporting.drift import drift_report, measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
+from labeling_pipeline.reporting.review import measure_review, review_report
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 
@@ -40,6 +44,9 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` over everything; returns its path."""
     predictions = stored_action_predictions(store)
+    agreement = measure_agreement(store, plan)
+    drift = measure_drift(store, plan)
+    review = measure_review(store, plan, home.reports, agreement, drift.measured)
     actions = evaluate_actions(predictions)
     files = report_files(store)
     data = ReportData(
@@ -64,7 +71,9 @@ def write_report(
                 else None,
                 why_not_predicted(actions),
             ),
-            agreement_section(agreement_report(store, plan, source)),
+            review_section(review_report(review, home.reports / "review")),
+            agreement_section(agreement_report(agreement, source)),
+            drift_section(drift_report(drift, source)),
             coverage_section(coverage_rows(class_table(store, plan))),
             examples_section(_examples(store, home)),
             rejects_section(

@@ -41,6 +41,8 @@ def test_list_defs_names_the_fixed_assets_and_one_for_each_entry_of_the_plan(dat
         "har_evaluation": "evaluation",
         "detection_evaluation": "evaluation",
         "model_agreement": "evaluation",
+        "model_drift": "evaluation",
+        "review_queue": "evaluation",
         "annotation_report": "evaluation",
         "rederived_annotations": "maintenance",
     }

@@ -21,6 +21,8 @@ OVER_ALL = (
     "har_evaluation",
     "detection_evaluation",
     "model_agreement",
+    "model_drift",
+    "review_queue",
     "annotation_report",
 )
 ON_DEMAND = "rederived_annotations"

@@ -1,0 +1,137 @@
+"""What people have judged already, of what the review queue would show them.
+
+A correction settles what an entry says of an image, an audited row what it says of a label on it,
+and a mark in the queue the whole image: until its labels are others than those that were looked at.
+
+A mark is any word in the column ``reviewed`` of ``queue.csv``. Each time the queue is made anew the
+marks move to ``reviewed.csv``, which nothing ever takes a row from.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.store.annotation_store import AnnotationStore
+
+QUEUE, REVIEWED = "queue.csv", "reviewed.csv"
+MARK_COLUMNS = ["image_id", "answers", "reviewed", "path"]
+
+_DELIMITERS = ",;\t"
+
+
+def settled(
+    doubts: pd.DataFrame,
+    answers: pd.Series,
+    paths: pd.Series,
+    store: AnnotationStore,
+    reports: Path,
+) -> np.ndarray:
+    """Which doubts a person has settled.
+
+    Args:
+        doubts: ``image_id, entry, label``.
+        answers: image id -> what stands for its labels of today, see ``MARK_COLUMNS``.
+        paths: image id -> path.
+        store: its corrections count.
+        reports: of the home; its ``audit`` and ``review`` are read.
+
+    Returns:
+        (n,) bool.
+
+    Raises:
+        ConfigurationError: a file that people fill in cannot be read; says which and why.
+    """
+    corrected = store.query("SELECT DISTINCT image_id, entry FROM corrections").to_pandas()
+    audited = read_audited(reports / "audit")
+    marks = read_marks(reports / "review")
+    looked_at = marks[marks["answers"] == marks["image_id"].map(answers)]
+    audited_of = doubts.assign(path=doubts["image_id"].map(paths))
+    return (
+        _are_among(doubts, corrected, ["image_id", "entry"])
+        | _are_among(audited_of, audited, ["path", "entry", "label"])
+        | _are_among(doubts, looked_at, ["image_id"])
+    )
+
+
+def read_marks(folder: Path) -> pd.DataFrame:
+    """The marks that people have set so far, in the queue and before: ``MARK_COLUMNS``, each once.
+
+    folder: of the review.
+
+    Raises:
+        ConfigurationError: a file has not the columns of a queue.
+    """
+    rows = [
+        row
+        for name in (REVIEWED, QUEUE)
+        for row in _filled_in(folder / name, MARK_COLUMNS)
+        if row["reviewed"]
+    ]
+    marks = pd.DataFrame(rows, columns=MARK_COLUMNS)
+    # What was said first stays, whatever else the line says by now.
+    return marks.drop_duplicates(["image_id", "answers"], ignore_index=True)
+
+
+def write_marks(folder: Path, marks: pd.DataFrame) -> None:
+    """Keep the marks, in a file that spreadsheets open."""
+    if len(marks):
+        write_sheet(folder / REVIEWED, marks.sort_values(["path", "answers"]))
+
+
+def read_audited(folder: Path) -> pd.DataFrame:
+    """The rows of the audit sample that have a verdict: ``path, entry, label``.
+
+    folder: of the audit; it need not be there.
+
+    Raises:
+        ConfigurationError: a file has not the columns of an audit.
+    """
+    columns = ["path", "label", "wrong", "missed"]
+    rows = [
+        (row["path"], path.stem, row["label"])
+        for path in sorted(folder.glob("*.csv"))
+        if not path.stem.endswith("_outdated")
+        for row in _filled_in(path, columns)
+        if row["wrong"] or row["missed"]
+    ]
+    return pd.DataFrame(rows, columns=["path", "entry", "label"])
+
+
+def write_sheet(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file that a spreadsheet takes for what it is, if it has changed."""
+    text = table.to_csv(
+        index=False, float_format="%.4f", lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC
+    )
+    write_if_changed(path, text.encode("utf-8-sig"))
+
+
+def _filled_in(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a file that was perhaps saved by a spreadsheet, which chooses its own delimiter and
+    encoding; stripped texts. No file, no rows."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    header = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ConfigurationError(
+            f"{path}: expected the columns {', '.join(columns)}, found no {', '.join(missing)}: "
+            "put them back, or delete the file, and what was filled in with it"
+        )
+    return [{name: (row[name] or "").strip() for name in columns} for row in reader]
+
+
+def _are_among(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """(n,) bool: whether the columns of each row occur together in the other table."""
+    keys, known = (
+        pd.MultiIndex.from_frame(table[columns].astype(object)) for table in (rows, others)
+    )
+    return np.asarray(keys.isin(known), dtype=bool)
