@@ -126,7 +126,7 @@ def doubts_of_scores(annotations: pd.DataFrame) -> pd.DataFrame:
         item=scored["annotation_id"],
         reason=Reason.LOW_SCORE,
         doubt=doubt.where(~calibrated, 1 - score),
-        detail=scored["label"] + score.map(" {:.2f}".format),
+        detail=scored["label"] + score.map(" {:.2f}".format).astype(str),
     )
 
 
@@ -142,13 +142,13 @@ def doubts_of_answers(outcomes: pd.DataFrame) -> pd.DataFrame:
     is_found, there = found.loc[unsure.index], presence.loc[unsure.index]
     passed_over = outcomes[state == State.NOT_MENTIONED]
     unsound = outcomes[state.isin(_UNSOUND)]
-    said = is_found.map({True: " (found", False: " (not found"}).astype(object)
+    said = is_found.map({True: " (found", False: " (not found"}).astype(str)
     parts = [
         (
             unsure,
             Reason.PRESENCE,
             (1 - there).where(is_found, there),
-            said + there.map(", presence {:.2f})".format),
+            said + there.map(", presence {:.2f})".format).astype(str),
         ),
         (passed_over, Reason.NOT_MENTIONED, PASSED_OVER, ""),
         (unsound, Reason.UNSOUND, 1.0, " (" + unsound["state"].astype(str) + ")"),
