@@ -123,8 +123,8 @@ def _found_by_one(agreement: Agreement, plan: Plan, names: Mapping[str, str]) ->
         finder, misser = alone[f"entry_{side}"], alone[f"entry_{other}"]
         item = alone[f"{side}_annotation_id"]
         for entry, it, said in (
-            (finder, item, ", not by " + misser),
-            (misser, "missed " + item, ", only by " + finder),
+            (finder, item, " (not by " + misser + ")"),
+            (misser, "missed " + item, " (only by " + finder + ")"),
         ):
             asked = pd.MultiIndex.from_arrays([entry, alone["class"]])
             label = pd.Series(asked.map(labels), index=alone.index, dtype=object)

@@ -139,7 +139,7 @@ def test_boxes_of_another_label_entry_or_image_are_no_twins():
 
 
 def test_boxes_of_one_side_are_doubted_by_half():
-    boxes = annotations((0.9, False, FAR)).assign(item="x", detail="cat, not by other")
+    boxes = annotations((0.9, False, FAR)).assign(item="x", detail="cat (not by other)")
     (row,) = doubts_of_boxes(boxes, Reason.ONE_MODEL).to_dict("records")
     assert (row["item"], row["reason"], row["doubt"]) == ("x", "one model only", 0.5)
     assert [row[column] for column in BOX_COLUMNS] == list(FAR)
