@@ -17,6 +17,10 @@ from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
 from resources.vision_model import VisionModelResource
 
+_BOXES = ["matched", "moved", "lost", "new"]
+_OF_CLASS = ["class", "entry", "images", "changed_images", *_BOXES, "score_before", "score_now"]
+_OF_IMAGE = ["path", "entry", "changes", *_BOXES, "states"]
+
 
 def build_drift_asset(plan: Plan) -> dg.AssetsDefinition:
     """The asset."""
@@ -52,8 +56,8 @@ def build_drift_asset(plan: Plan) -> dg.AssetsDefinition:
                 "what_changed": dg.MetadataValue.md(told),
                 "boxes_as_before": fixed(report.measured.share_as_before),
                 "changed_images": len(report.measured.changed),
-                "classes": frame_table(report.measured.per_class),
-                "most_changed": frame_table(report.measured.changed.drop(columns="image_id")),
+                "classes": frame_table(report.measured.per_class[_OF_CLASS]),
+                "most_changed": frame_table(report.measured.changed[_OF_IMAGE]),
                 "answers_that_turned": frame_table(report.turned),
                 "tables": dg.MetadataValue.path(folder.resolve()),
                 **{name: png(data) for name, data in figures.items()},

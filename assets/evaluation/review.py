@@ -5,19 +5,13 @@ import dagster as dg
 from assets.evaluation.upstream import EVALUATION, WHEN_LABELS_ARE_IN, labels_of
 from assets.metadata import frame_table, picture, png
 from labeling_pipeline.plan import Plan
-from labeling_pipeline.reporting.agreement import measure_agreement
-from labeling_pipeline.reporting.drift import measure_drift
 from labeling_pipeline.reporting.figures import write_figures
-from labeling_pipeline.reporting.review import (
-    draw_queue,
-    measure_review,
-    review_figures,
-    review_sheet,
-    write_review,
-)
+from labeling_pipeline.reporting.review import make_queue, review_figures, review_sheet
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
 from resources.vision_model import VisionModelResource
+
+_LONGEST_REASONS = 110
 
 
 def build_review_asset(plan: Plan) -> dg.AssetsDefinition:
@@ -39,26 +33,26 @@ def build_review_asset(plan: Plan) -> dg.AssetsDefinition:
         image_source: ImageSourceResource,
         vision_model: VisionModelResource,
     ) -> None:
-        store, reports = annotation_store.open(), annotation_store.at().reports
-        effective = vision_model.applied_to(plan)
-        agreement, drift = measure_agreement(store, effective), measure_drift(store, effective)
-        review = measure_review(store, effective, reports, agreement, drift.measured)
-        folder = reports / "review"
-        write_review(folder, review)
-        drawn = draw_queue(review, image_source.open(), folder / "pictures")
+        reports = annotation_store.at().reports
+        review, drawn = make_queue(
+            annotation_store.open(), vision_model.applied_to(plan), image_source.open(), reports
+        )
         figures = review_figures(review.queue)
-        write_figures(folder, figures)
-        sheet = review_sheet(review, folder)
-        shown = ["rank", "path", "classes", "expected_errors", "reasons"]
+        write_figures(reports / "review", figures)
+        sheet = review_sheet(review, reports / "review")
+        shown = review.table[["rank", "path", "classes", "expected_errors", "reasons"]]
+        shown = shown.assign(reasons=shown["reasons"].str.slice(stop=_LONGEST_REASONS))
         context.add_output_metadata(
             {
                 "images": review.queue.total,
                 "worth_a_look": review.queue.worth_a_look,
                 "settled_by_people": review.queue.settled,
                 "expected_errors": round(review.queue.expected_errors, 1),
-                "look_at_first": frame_table(review.table[shown]),
+                "look_at_first": frame_table(
+                    shown.assign(reasons=shown["reasons"].str.slice(stop=110))
+                ),
                 "drawn": drawn,
-                "queue": dg.MetadataValue.path((folder / "queue.csv").resolve()),
+                "queue": dg.MetadataValue.path((reports / "review" / "queue.csv").resolve()),
                 **{name: png(data) for name, data in figures.items()},
                 **({"pictures": picture(sheet)} if sheet is not None else {}),
             }

@@ -205,19 +205,21 @@ def _doubts(
     return table[DOUBT_COLUMNS]
 
 
-def rank_images(doubts: pd.DataFrame, is_settled: np.ndarray, total: int) -> ReviewQueue:
-    """Put the images in order: the most expected errors first, then by image id.
+def rank_images(doubts: pd.DataFrame, is_settled: np.ndarray, paths: pd.Series) -> ReviewQueue:
+    """Put the images in order: the most expected errors first, equal ones by path.
 
     Args:
         doubts: ``DOUBT_COLUMNS``, of all images.
         is_settled: (n,) bool, which of them a person has settled.
-        total: images that were looked through.
+        paths: image id -> path, of all images that were looked through.
     """
     left = doubts[~is_settled & (doubts["doubt"].to_numpy() > 0)]
     wrong = 1 - (1 - left["doubt"]).groupby([left[c] for c in (*PAIR, "item")]).prod()
     expected = wrong.groupby(level="image_id").sum().rename("expected_errors").reset_index()
-    order = expected.sort_values(
-        ["expected_errors", "image_id"], ascending=[False, True], ignore_index=True
+    order = (
+        expected.assign(path=expected["image_id"].map(paths))
+        .sort_values(["expected_errors", "path"], ascending=[False, True], ignore_index=True)
+        .drop(columns="path")
     )
     position = pd.Series(order.index, index=order["image_id"])
     left = (
@@ -230,7 +232,7 @@ def rank_images(doubts: pd.DataFrame, is_settled: np.ndarray, total: int) -> Rev
     images = pd.concat([order, told], axis=1)
     images.insert(0, "rank", images.index + 1)
     settled = set(doubts.loc[is_settled, "image_id"]) - set(images["image_id"])
-    return ReviewQueue(images, left, total, len(settled))
+    return ReviewQueue(images, left, len(paths), len(settled))
 
 
 def _told(doubts: pd.DataFrame) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:

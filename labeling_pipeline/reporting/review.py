@@ -38,6 +38,8 @@ from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
+from labeling_pipeline.reporting.agreement import measure_agreement
+from labeling_pipeline.reporting.drift import measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
 from labeling_pipeline.reporting.settled import (
     QUEUE,
@@ -110,8 +112,26 @@ def measure_review(
     images = outcomes.drop_duplicates("image_id").set_index("image_id")
     answers = _answers(annotations, outcomes)
     done = settled(doubts, answers, images["path"], store, reports)
-    queue = rank_images(doubts, done, len(images))
+    queue = rank_images(doubts, done, images["path"])
     return Review(queue, _table(queue, images, outcomes, answers, plan), annotations)
+
+
+def make_queue(
+    store: AnnotationStore, plan: Plan, source: ImageSource, reports: Path
+) -> tuple[Review, int]:
+    """Measure, write and draw the queue in folder ``review`` of the reports.
+
+    Returns:
+        The queue, and how many pictures were drawn.
+
+    Raises:
+        ConfigurationError: a file that people fill in cannot be read; nothing is written.
+        ImageError: an image cannot be read any more.
+    """
+    agreement, drift = measure_agreement(store, plan), measure_drift(store, plan)
+    review = measure_review(store, plan, reports, agreement, drift.measured)
+    write_review(reports / "review", review)
+    return review, draw_queue(review, source, reports / "review" / "pictures")
 
 
 def _found_by_one(agreement: Agreement, plan: Plan, names: Mapping[str, str]) -> pd.DataFrame:

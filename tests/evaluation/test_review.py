@@ -47,7 +47,10 @@ def doubts(*rows):
 
 
 def ranked(table, *settled, total=10):
-    return rank_images(table, table["item"].isin(settled).to_numpy(), total)
+    """The queue of so many images, whose paths are their ids backwards."""
+    images = {*table["image_id"], *(f"image {n}" for n in range(total))}
+    paths = pd.Series({image: image[::-1] for image in sorted(images)[:total]}, dtype=object)
+    return rank_images(table, table["item"].isin(settled).to_numpy(), paths)
 
 
 def test_a_calibrated_score_is_doubted_by_what_is_left_of_one():
@@ -165,9 +168,9 @@ def test_items_of_the_same_name_of_another_pair_are_other_items():
     assert ranked(other).expected_errors == pytest.approx(0.4)
 
 
-def test_images_that_are_equally_doubtful_come_in_the_order_of_their_ids():
-    queue = ranked(doubts(*((image, "a", "new", 0.5) for image in "cab")))
-    assert queue.images["image_id"].tolist() == ["a", "b", "c"]
+def test_images_that_are_equally_doubtful_come_in_the_order_of_their_paths():
+    queue = ranked(doubts(*((image, "a", "new", 0.5) for image in ("1c", "2a", "3b"))))
+    assert queue.images["image_id"].tolist() == ["2a", "3b", "1c"]
 
 
 def test_what_people_have_settled_is_doubted_no_more_and_an_image_without_doubts_is_left_out():

@@ -78,7 +78,8 @@ def queue(*errors, settled=()):
         columns=[c for c in DOUBT_COLUMNS if c not in BOX_COLUMNS],
     )
     doubts[BOX_COLUMNS] = np.nan
-    return rank_images(doubts, doubts["image_id"].isin(settled).to_numpy(), 50)
+    paths = pd.Series({f"i{n}": f"{n}.jpg" for n in range(50)})
+    return rank_images(doubts, doubts["image_id"].isin(settled).to_numpy(), paths)
 
 
 def listed(queue):
