@@ -245,8 +245,8 @@ def score_drift(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckOutcom
         f"scores lie more than {plan.checks.score_drift} from those of {name} in {len(drifted)} of "
         f"{len(rows)} classes ({_listed(row['display_name'] for row in shown)})",
         table,
-        "Set the entry's `threshold` anew for this model, and look at detection_evaluation or "
-        "model_agreement before you rely on it.",
+        "Set the entry's `threshold` anew for this model, and look at model_drift and "
+        "detection_evaluation before you rely on it.",
     )
 
 

@@ -5,11 +5,12 @@ of an image, which is an annotation, a thing that only another model found, or t
 label, is doubted for *reasons*. Each reason alone gives a probability that the item is wrong:
 
 =================  ===================================================================
-low score          1 - p, where p is the calibrated score. Uncalibrated scores tell only
-                   which annotations the model was surer of: then it is
-                   (1 - r) ** 9, where r is the share of the entry's annotations that
-                   score lower (ties count half). That assumes that one in ten is wrong,
-                   the lowest most likely
+low score          1 - p, where p is the calibrated score. What an uncalibrated score s is
+                   worth is not known, only which annotations the model was surer of:
+                   then it is min(1 - s, (1 - r) ** 9), where r is the share of the
+                   entry's annotations that score lower (ties count half). The second
+                   assumes that one in ten is wrong, the lowest most likely; the first
+                   takes no score for less than it says
 presence           the probability of the opposite: the presence of a label that was not
                    found, 1 - presence of one that was
 not mentioned      0.2: the answer passed over the label
@@ -120,7 +121,7 @@ def doubts_of_scores(annotations: pd.DataFrame) -> pd.DataFrame:
     calibrated = scored["is_calibrated"].astype(bool)
     by_entry = score.where(~calibrated).groupby(scored["entry"])
     below = (by_entry.rank() - 0.5) / by_entry.transform("count")
-    doubt = (1 - below) ** _EXPONENT
+    doubt = np.minimum((1 - below) ** _EXPONENT, 1 - score)
     return _doubts(
         scored,
         item=scored["annotation_id"],

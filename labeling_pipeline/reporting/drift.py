@@ -211,7 +211,8 @@ def drift_report(report: DriftReport, source: ImageSource) -> DriftReport:
         return report
     figures = report_pictures(drift_figures(report.measured))
     pixels = draw_changes(report.measured, source)
-    if pixels is not None:
-        caption = "The most changed images: what was found before, and what is now."
-        figures += (Picture("changes", encode_jpeg(pixels), caption),)
-    return replace(report, figures=figures)
+    if pixels is None:
+        return replace(report, figures=figures)
+    caption = "The most changed images: what was found before, and what is now."
+    changes = Picture("changes", encode_jpeg(pixels), caption)
+    return replace(report, figures=figures, examples=(changes,))

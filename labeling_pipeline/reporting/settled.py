@@ -105,9 +105,8 @@ def read_audited(folder: Path) -> pd.DataFrame:
 
 def write_sheet(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV file that a spreadsheet takes for what it is, if it has changed."""
-    text = table.to_csv(
-        index=False, float_format="%.4f", lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC
-    )
+    # Rounded, because a number that is formatted would be quoted as a text.
+    text = table.round(4).to_csv(index=False, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
     write_if_changed(path, text.encode("utf-8-sig"))
 
 

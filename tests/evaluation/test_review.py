@@ -59,7 +59,7 @@ def test_a_calibrated_score_is_doubted_by_what_is_left_of_one():
 
 
 def test_an_uncalibrated_score_is_doubted_by_its_rank_among_those_of_its_entry():
-    scores = [0.9, 0.1, 0.5, 0.5, 0.7]
+    scores = [0.3, 0.1, 0.2, 0.2, 0.25]
     table = pd.concat([scored(*scores), scored(0.01, 0.02, entry="other", image="j")])
     by_entry = doubts_of_scores(table).groupby("entry")["doubt"].agg(list)
     expected = (1 - (rankdata(scores) - 0.5) / 5) ** 9
@@ -68,9 +68,14 @@ def test_an_uncalibrated_score_is_doubted_by_its_rank_among_those_of_its_entry()
     assert by_entry["other"] == pytest.approx([0.75**9, 0.25**9])
 
 
-def test_one_in_ten_annotations_is_taken_for_wrong_whatever_the_scores():
-    for scores in (np.linspace(0.001, 0.002, 500), np.linspace(0.1, 0.9, 500) ** 3):
-        assert doubts_of_scores(scored(*scores))["doubt"].mean() == pytest.approx(0.1, abs=1e-3)
+def test_one_in_ten_annotations_is_taken_for_wrong_whatever_the_scale_of_the_scores():
+    for scores in (np.linspace(0.001, 0.002, 500), np.linspace(0.1, 0.3, 500) ** 3):
+        assert doubts_of_scores(scored(*scores))["doubt"].mean() == pytest.approx(0.1, abs=2e-3)
+
+
+def test_no_score_is_taken_for_less_than_it_says():
+    doubt = doubts_of_scores(scored(0.999, *[1.0] * 50))["doubt"]
+    assert doubt.tolist() == pytest.approx([0.001, *[0.0] * 50])
 
 
 def test_equal_scores_tell_nothing_apart():

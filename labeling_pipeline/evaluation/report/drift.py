@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ class DriftReport:
 
     before, now: entry -> which model answered, for the entries that can be compared.
     without: entry -> why it cannot.
+    examples: pictures of what changed most.
     """
 
     measured: ModelDrift
@@ -25,6 +27,7 @@ class DriftReport:
     now: Mapping[str, str]
     without: Mapping[str, str]
     figures: tuple[Picture, ...] = ()
+    examples: tuple[Picture, ...] = ()
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -34,6 +37,15 @@ class DriftReport:
             + in_words(row)
             for row in self.measured.per_entry.to_dict("records")
         }
+
+    @staticmethod
+    def in_short(image: Mapping[str, Any]) -> str:
+        """What changed on an image, without what did not. image: a row of ``per_image``."""
+        counts = {"lost": "lost", "new": "new", "moved": "moved", "texts_changed": "texts changed"}
+        told = [f"{image[name]} {what}" for name, what in counts.items() if image[name]]
+        if image["keypoints_moved"]:
+            told.append(f"{image['keypoints_moved']} of {image['keypoints']} keypoints moved")
+        return ", ".join(told + ([image["states"]] if image["states"] else []))
 
     @property
     def turned(self) -> pd.DataFrame:
