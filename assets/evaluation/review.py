@@ -7,6 +7,7 @@ from assets.metadata import frame_table, picture, png
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.figures import write_figures
 from labeling_pipeline.reporting.review import make_queue, review_figures, review_sheet
+from labeling_pipeline.reporting.settled import review_folder
 from resources.annotation_store import AnnotationStoreResource
 from resources.image_source import ImageSourceResource
 from resources.vision_model import VisionModelResource
@@ -33,13 +34,14 @@ def build_review_asset(plan: Plan) -> dg.AssetsDefinition:
         image_source: ImageSourceResource,
         vision_model: VisionModelResource,
     ) -> None:
-        reports = annotation_store.at().reports
+        home = annotation_store.at()
+        folder = review_folder(home)
         review, drawn = make_queue(
-            annotation_store.open(), vision_model.applied_to(plan), image_source.open(), reports
+            annotation_store.open(), vision_model.applied_to(plan), image_source.open(), home
         )
         figures = review_figures(review.queue)
-        write_figures(reports / "review", figures)
-        sheet = review_sheet(review, reports / "review")
+        write_figures(folder, figures)
+        sheet = review_sheet(review, folder)
         shown = review.table[["rank", "path", "classes", "expected_errors", "reasons"]]
         shown = shown.assign(reasons=shown["reasons"].str.slice(stop=_LONGEST_REASONS))
         context.add_output_metadata(
@@ -52,7 +54,7 @@ def build_review_asset(plan: Plan) -> dg.AssetsDefinition:
                     shown.assign(reasons=shown["reasons"].str.slice(stop=110))
                 ),
                 "drawn": drawn,
-                "queue": dg.MetadataValue.path((reports / "review" / "queue.csv").resolve()),
+                "queue": dg.MetadataValue.path((folder / "queue.csv").resolve()),
                 **{name: png(data) for name, data in figures.items()},
                 **({"pictures": picture(sheet)} if sheet is not None else {}),
             }

@@ -36,6 +36,7 @@ from labeling_pipeline.reporting.detection import detection_figures, evaluate_en
 from labeling_pipeline.reporting.drift import drift_report, measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
 from labeling_pipeline.reporting.review import measure_review, review_report
+from labeling_pipeline.reporting.settled import review_folder
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 
@@ -46,7 +47,7 @@ def write_report(
     predictions = stored_action_predictions(store)
     agreement = measure_agreement(store, plan)
     drift = measure_drift(store, plan)
-    review = measure_review(store, plan, home.reports, agreement, drift.measured)
+    review = measure_review(store, plan, home, agreement, drift.measured)
     actions = evaluate_actions(predictions)
     files = report_files(store)
     data = ReportData(
@@ -71,7 +72,7 @@ def write_report(
                 else None,
                 why_not_predicted(actions),
             ),
-            review_section(review_report(review, home.reports / "review")),
+            review_section(review_report(review, review_folder(home))),
             agreement_section(agreement_report(agreement, source)),
             drift_section(drift_report(drift, source)),
             coverage_section(coverage_rows(class_table(store, plan))),

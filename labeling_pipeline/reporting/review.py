@@ -35,6 +35,7 @@ from labeling_pipeline.evaluation.review import (
     rank_images,
 )
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.home import Home
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
@@ -44,6 +45,7 @@ from labeling_pipeline.reporting.figures import report_pictures
 from labeling_pipeline.reporting.settled import (
     QUEUE,
     read_marks,
+    review_folder,
     settled,
     write_marks,
     write_sheet,
@@ -75,7 +77,7 @@ class Review:
 
 
 def measure_review(
-    store: AnnotationStore, plan: Plan, reports: Path, agreement: Agreement, drift: ModelDrift
+    store: AnnotationStore, plan: Plan, home: Home, agreement: Agreement, drift: ModelDrift
 ) -> Review:
     """Which images to look at first, by all that is known of the labels that are in force.
 
@@ -84,7 +86,7 @@ def measure_review(
     Args:
         store: where the labels are.
         plan: which of them are in force.
-        reports: folder of the home's reports, where people leave their verdicts.
+        home: in its reports people leave their verdicts.
         agreement: of the plan's entries.
         drift: of the plan's models.
 
@@ -110,14 +112,14 @@ def measure_review(
         ignore_index=True,
     )
     images = outcomes.drop_duplicates("image_id").set_index("image_id")
-    answers = _answers(annotations, outcomes)
-    done = settled(doubts, answers, images["path"], store, reports)
+    images = images.assign(answers=_answers(annotations, outcomes))
+    done = settled(doubts, images, store, plan, home)
     queue = rank_images(doubts, done, images["path"])
-    return Review(queue, _table(queue, images, outcomes, answers, plan), annotations)
+    return Review(queue, _table(queue, images, outcomes, plan), annotations)
 
 
 def make_queue(
-    store: AnnotationStore, plan: Plan, source: ImageSource, reports: Path
+    store: AnnotationStore, plan: Plan, source: ImageSource, home: Home
 ) -> tuple[Review, int]:
     """Measure, write and draw the queue in folder ``review`` of the reports.
 
@@ -129,9 +131,10 @@ def make_queue(
         ImageError: an image cannot be read any more.
     """
     agreement, drift = measure_agreement(store, plan), measure_drift(store, plan)
-    review = measure_review(store, plan, reports, agreement, drift.measured)
-    write_review(reports / "review", review)
-    return review, draw_queue(review, source, reports / "review" / "pictures")
+    review = measure_review(store, plan, home, agreement, drift.measured)
+    folder = review_folder(home)
+    write_review(folder, review)
+    return review, draw_queue(review, source, folder / "pictures")
 
 
 def _found_by_one(agreement: Agreement, plan: Plan, names: Mapping[str, str]) -> pd.DataFrame:
@@ -192,7 +195,6 @@ def _table(
     queue: ReviewQueue,
     images: pd.DataFrame,
     outcomes: pd.DataFrame,
-    answers: pd.Series,
     plan: Plan,
 ) -> pd.DataFrame:
     rows = queue.images
@@ -210,7 +212,7 @@ def _table(
             "picture": number.map("pictures/{}.jpg".format).where(drawn, ""),
             "reviewed": "",
             "image_id": image_id,
-            "answers": image_id.map(answers),
+            "answers": image_id.map(images["answers"]),
         }
     )
 

@@ -17,29 +17,33 @@ import pandas as pd
 
 from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.home import Home
+from labeling_pipeline.plan import Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 QUEUE, REVIEWED = "queue.csv", "reviewed.csv"
 MARK_COLUMNS = ["image_id", "answers", "reviewed", "path"]
 
 _DELIMITERS = ",;\t"
+_FORMULA = r"^([=+\-@\t\r])"
 
 
 def settled(
     doubts: pd.DataFrame,
-    answers: pd.Series,
-    paths: pd.Series,
+    images: pd.DataFrame,
     store: AnnotationStore,
-    reports: Path,
+    plan: Plan,
+    home: Home,
 ) -> np.ndarray:
     """Which doubts a person has settled.
 
     Args:
         doubts: ``image_id, entry, label``.
-        answers: image id -> what stands for its labels of today, see ``MARK_COLUMNS``.
-        paths: image id -> path.
+        images: ``path``, and ``answers``: what stands for the labels of today, see
+            ``MARK_COLUMNS``; index: image id.
         store: its corrections count.
-        reports: of the home; its ``audit`` and ``review`` are read.
+        plan: of its entries verdicts count.
+        home: the files in its reports count.
 
     Returns:
         (n,) bool.
@@ -48,15 +52,20 @@ def settled(
         ConfigurationError: a file that people fill in cannot be read; says which and why.
     """
     corrected = store.query("SELECT DISTINCT image_id, entry FROM corrections").to_pandas()
-    audited = read_audited(reports / "audit")
-    marks = read_marks(reports / "review")
-    looked_at = marks[marks["answers"] == marks["image_id"].map(answers)]
-    audited_of = doubts.assign(path=doubts["image_id"].map(paths))
+    audited = read_audited(home, plan)
+    marks = read_marks(review_folder(home))
+    looked_at = marks[marks["answers"] == marks["image_id"].map(images["answers"])]
+    with_paths = doubts.assign(path=doubts["image_id"].map(images["path"]))
     return (
         _are_among(doubts, corrected, ["image_id", "entry"])
-        | _are_among(audited_of, audited, ["path", "entry", "label"])
+        | _are_among(with_paths, audited, ["path", "entry", "label"])
         | _are_among(doubts, looked_at, ["image_id"])
     )
+
+
+def review_folder(home: Home) -> Path:
+    """Where the queue and its pictures lie."""
+    return home.reports / "review"
 
 
 def read_marks(folder: Path) -> pd.DataFrame:
@@ -84,27 +93,32 @@ def write_marks(folder: Path, marks: pd.DataFrame) -> None:
         write_sheet(folder / REVIEWED, marks.sort_values(["path", "answers"]))
 
 
-def read_audited(folder: Path) -> pd.DataFrame:
+def read_audited(home: Home, plan: Plan) -> pd.DataFrame:
     """The rows of the audit sample that have a verdict: ``path, entry, label``.
 
-    folder: of the audit; it need not be there.
-
     Raises:
-        ConfigurationError: a file has not the columns of an audit.
+        ConfigurationError: a sheet has not the columns of an audit.
     """
-    columns = ["path", "label", "wrong", "missed"]
     rows = [
-        (row["path"], path.stem, row["label"])
-        for path in sorted(folder.glob("*.csv"))
-        if not path.stem.endswith("_outdated")
-        for row in _filled_in(path, columns)
+        (row["path"], entry.name, row["label"])
+        for entry in plan.entries
+        for row in _filled_in(
+            home.reports / "audit" / f"{entry.name}.csv", ["path", "label", "wrong", "missed"]
+        )
         if row["wrong"] or row["missed"]
     ]
     return pd.DataFrame(rows, columns=["path", "entry", "label"])
 
 
 def write_sheet(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file that a spreadsheet takes for what it is, if it has changed."""
+    """Write a CSV file that a spreadsheet takes for what it is, if it has changed.
+
+    Texts that it would take for a formula get an apostrophe: paths and labels come from elsewhere.
+    """
+    texts = table.select_dtypes(exclude="number")
+    table = table.assign(
+        **{name: texts[name].str.replace(_FORMULA, r"'\1", regex=True) for name in texts}
+    )
     # Rounded, because a number that is formatted would be quoted as a text.
     text = table.round(4).to_csv(index=False, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
     write_if_changed(path, text.encode("utf-8-sig"))

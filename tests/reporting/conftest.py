@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.cleaning import clean
+from labeling_pipeline.home import Home
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
@@ -25,7 +26,8 @@ class Dataset:
     def __init__(self, images: Path, home: Path) -> None:
         self.source = open_source(images)
         self.store = AnnotationStore(home / "annotations.duckdb")
-        self.reports = home / "reports"
+        self.home = Home(home)
+        self.reports = self.home.reports
         self.widths = WIDTHS
 
     def ingest(self) -> None:

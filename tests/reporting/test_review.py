@@ -32,7 +32,7 @@ def entry(model, name="object", **keys):
 
 def measured(dataset, plan):
     agreement, drift = measure_agreement(dataset.store, plan), measure_drift(dataset.store, plan)
-    return measure_review(dataset.store, plan, dataset.reports, agreement, drift.measured)
+    return measure_review(dataset.store, plan, dataset.home, agreement, drift.measured)
 
 
 def errors(review):
@@ -165,10 +165,10 @@ def test_the_first_images_are_drawn_once_and_again_when_something_changed(datase
     assert draw_queue(review, dataset.source, folder) == 3
     drawn = {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
     assert set(drawn) == {"1.jpg", "2.jpg", "3.jpg"}
-    # As large as legible text needs, with a title above and the reasons below.
+    # Enlarged for text, with a title above and the reasons below.
     width, height = Image.open(folder / "1.jpg").size
-    assert width == 640
-    assert height > round(640 * 100 / dataset.widths["cat/a.png"])
+    assert width > dataset.widths["cat/a.png"]
+    assert height / width > 100 / dataset.widths["cat/a.png"]
     assert draw_queue(review, dataset.source, folder) == 0
     plan = dataset.label(
         entry(script(boxes={"cat": [LEFT, ALMOST_LEFT, BELOW], "dog": [LEFT]})),
@@ -192,13 +192,14 @@ def test_a_large_image_is_drawn_smaller_with_its_boxes_in_place(dataset, script,
     )
     draw_queue(large, open_source(tmp_path / "photos"), tmp_path)
     pixels = np.asarray(Image.open(tmp_path / "1.jpg")).astype(int)
-    title_px = 2 * round(1600 / 46)
-    is_bare = np.abs(pixels[title_px : title_px + 800] - 200).max(axis=2) < 40
+    is_bare = np.abs(pixels - 200).max(axis=2) < 40
+    # Below the title.
+    is_bare = is_bare[is_bare[:, 0].argmax() :][:800]
     assert is_bare.shape == (800, 1600)
     # The frame of the box, at half its coordinates; left of it there is nothing.
-    assert not is_bare[395:405, 1000].all()
-    assert not is_bare[600, 1495:1505].all()
-    assert is_bare[:, :700].all()
+    assert not is_bare[390:410, 1000].all()
+    assert not is_bare[600, 1490:1510].all()
+    assert is_bare[30:770, 30:700].all()
 
 
 def test_pictures_of_the_report_are_those_that_were_drawn(dataset, script):

@@ -2,11 +2,14 @@ import pandas as pd
 import pytest
 
 from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.home import Home
+from labeling_pipeline.plan import parse_plan
 from labeling_pipeline.reporting.settled import (
     MARK_COLUMNS,
     read_audited,
     read_marks,
     write_marks,
+    write_sheet,
 )
 
 QUEUE = 'rank,path,reviewed,image_id,answers\r\n1,Kühe/a.png,yes,ida,v1\r\n2,"b, c.png",,idb,v2\r\n'
@@ -57,19 +60,34 @@ def test_a_file_without_the_columns_is_told_by_its_name(tmp_path, data):
         read_marks(tmp_path)
 
 
-def test_audited_rows_are_those_with_a_verdict_of_entries_that_are_current(tmp_path):
-    header = "item,path,label,boxes,wrong,missed,note\n"
-    (tmp_path / "object.csv").write_text(
+def test_audited_rows_are_those_with_a_verdict_in_the_sheets_of_the_plans_entries(tmp_path):
+    home = Home(tmp_path)
+    plan = parse_plan(
+        "entries: [{name: object, task: detection}, {name: text, task: ocr_box, model: rapidocr}]"
+    )
+    assert read_audited(home, plan).empty
+    folder = home.reports / "audit"
+    folder.mkdir(parents=True)
+    header = "item,path,label,shown,wrong,missed,note\n"
+    (folder / "object.csv").write_text(
         header + "1,a.png,cat,2,none,0,\n2,b.png,cat,1,,,later\n3,c.png,dog,0,,1,\n"
     )
-    (tmp_path / "object_outdated.csv").write_text(header + "9,z.png,cat,1,1,0,\n")
-    (tmp_path / "text.csv").write_text(header + "1,a.png,line,2,2 5,,\n")
-    assert read_audited(tmp_path).to_numpy().tolist() == [
+    (folder / "object-outdated.csv").write_text(header + "9,z.png,cat,1,1,0,\n")
+    (folder / "estimates.csv").write_text("label,precision\ncat,0.9\n")
+    (folder / "text.csv").write_text(header + "1,a.png,line,2,2 5,,\n")
+    assert read_audited(home, plan).to_numpy().tolist() == [
         ["a.png", "object", "cat"],
         ["c.png", "object", "dog"],
         ["a.png", "text", "line"],
     ]
-    assert read_audited(tmp_path / "nowhere").empty
-    (tmp_path / "text.csv").write_text("item,path\n")
+    (folder / "text.csv").write_text("item,path\n")
     with pytest.raises(ConfigurationError, match=r"text\.csv: expected the columns"):
-        read_audited(tmp_path)
+        read_audited(home, plan)
+
+
+def test_no_text_is_taken_for_a_formula(tmp_path):
+    table = pd.DataFrame({"path": ["=1+1", "-a/b.png", "a=b.png"], "rank": [1, 2, 3]})
+    write_sheet(tmp_path / "sheet.csv", table)
+    read = pd.read_csv(tmp_path / "sheet.csv")
+    assert read["path"].tolist() == ["'=1+1", "'-a/b.png", "a=b.png"]
+    assert read["rank"].tolist() == [1, 2, 3]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from labeling_pipeline.cleaning import clean
 from labeling_pipeline.evaluation.detection import DetectionEvaluation, evaluate_detection
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
+from labeling_pipeline.home import Home
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.sources import ImageSource, open_source
 from labeling_pipeline.inventory import update_inventory
@@ -43,7 +44,7 @@ class Labeled:
     store: AnnotationStore
     source: ImageSource
     truth: pd.DataFrame
-    reports: Path
+    home: Home
 
     def label(self, model: str) -> Plan:
         plan = parse_plan(
@@ -57,7 +58,7 @@ class Labeled:
 
     def review(self, plan: Plan) -> Review:
         agreement, drift = measure_agreement(self.store, plan), measure_drift(self.store, plan)
-        return measure_review(self.store, plan, self.reports, agreement, drift.measured)
+        return measure_review(self.store, plan, self.home, agreement, drift.measured)
 
     def judged(self, review: Review) -> DetectionEvaluation:
         asked = self.store.query(
@@ -94,7 +95,7 @@ def labeled(tmp_path_factory) -> Labeled:
         AnnotationStore(folder / "annotations.duckdb"),
         open_source(folder / "images"),
         pd.DataFrame(truth, columns=["path", "label", *BOX_COLUMNS]),
-        folder / "reports",
+        Home(folder),
     )
 
 
