@@ -330,13 +330,16 @@ def _per_image(pairs: pd.DataFrame) -> pd.DataFrame:
     label, old, new = (
         pairs.loc[turned, name].astype(str) for name in ("label", "state_before", "state_now")
     )
-    states = label + ": " + old.str.replace("_", " ") + " to " + new.str.replace("_", " ")
+    words = label + ": " + old.str.replace("_", " ") + " to " + new.str.replace("_", " ")
     by = ["entry", "image_id"]
-    in_words = states.groupby([pairs[name] for name in by]).agg(", ".join).rename("states")
+    states: dict[tuple[str, str], list[str]] = {}
+    for entry, image_id, said in zip(*(pairs.loc[turned, n] for n in by), words, strict=True):
+        states.setdefault((entry, image_id), []).append(said)
     table = pairs.groupby(by, sort=False).agg(
         path=("path", "first"), **{name: (name, "sum") for name in ["changes", *_COUNTS]}
     )
-    table = table.join(in_words).fillna({"states": ""}).reset_index()
+    table = table.assign(states=[", ".join(states.get(key, ())) for key in table.index])
+    table = table.reset_index()
     return table[["path", *by, "changes", *_COUNTS, "states"]].sort_values(
         ["changes", "moved", "keypoints_moved", "path", "entry"],
         ascending=[False, False, False, True, True],

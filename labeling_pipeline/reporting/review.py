@@ -205,7 +205,7 @@ def _table(
         {
             "rank": rows["rank"],
             "path": image_id.map(images["path"]),
-            "classes": _classes(rows, outcomes).reindex(rows.index, fill_value=""),
+            "classes": _classes(rows, outcomes),
             "expected_errors": rows["expected_errors"],
             "reasons": rows["reasons"],
             "entries": rows["entries"].map(", ".join),
@@ -217,14 +217,19 @@ def _table(
     )
 
 
-def _classes(rows: pd.DataFrame, outcomes: pd.DataFrame) -> pd.Series:
+def _classes(rows: pd.DataFrame, outcomes: pd.DataFrame) -> list[str]:
     """Of each image the classes whose labels are in doubt, by display name."""
-    named = rows[["image_id", "labels"]].explode("labels").rename(columns={"labels": "label"})
-    asked = outcomes[["image_id", "label", "display_name"]].drop_duplicates()
-    classes = named.reset_index().merge(asked, on=["image_id", "label"])
-    return classes.groupby("index")["display_name"].agg(
-        lambda names: ", ".join(dict.fromkeys(names))
-    )
+    asked: dict[tuple[str, str], list[str]] = {}
+    for image_id, label, name in zip(
+        *(outcomes[column] for column in ("image_id", "label", "display_name")), strict=True
+    ):
+        asked.setdefault((image_id, label), []).append(name)
+    return [
+        ", ".join(
+            dict.fromkeys(name for label in labels for name in asked.get((image_id, label), ()))
+        )
+        for image_id, labels in zip(rows["image_id"], rows["labels"], strict=True)
+    ]
 
 
 def write_review(folder: Path, review: Review) -> None:
