@@ -86,6 +86,12 @@ class Keypoint:
             return self
         return replace(self, x_px=self.x_px + dx_px, y_px=self.y_px + dy_px)
 
+    def scaled(self, factor: float) -> "Keypoint":
+        """The same in an image that is so many times as large."""
+        if self.x_px is None or self.y_px is None:
+            return self
+        return replace(self, x_px=self.x_px * factor, y_px=self.y_px * factor)
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -128,6 +134,17 @@ class Annotation:
             point=(self.point[0] + dx_px, self.point[1] + dy_px) if self.point else None,
             polygon=tuple((x + dx_px, y + dy_px) for x, y in self.polygon),
             keypoints=tuple(point.moved(dx_px, dy_px) for point in self.keypoints),
+        )
+
+    def scaled(self, factor: float) -> "Annotation":
+        """The same in an image that is so many times as large."""
+        x0, y0, x1, y1 = (factor * edge for edge in self.bbox or (0.0,) * 4)
+        return replace(
+            self,
+            bbox=(x0, y0, x1, y1) if self.bbox else None,
+            point=(self.point[0] * factor, self.point[1] * factor) if self.point else None,
+            polygon=tuple((x * factor, y * factor) for x, y in self.polygon),
+            keypoints=tuple(point.scaled(factor) for point in self.keypoints),
         )
 
 

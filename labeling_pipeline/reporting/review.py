@@ -58,7 +58,6 @@ _DRAWN = ".drawn.json"
 _LONGEST_SIDE_PX = 1600
 _SHOWN = 6
 _THUMBNAIL_PX = 640
-_ITEM = [*PAIR, "item", "detail", *BOX_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -269,7 +268,7 @@ def draw_queue(review: Review, source: ImageSource, folder: Path) -> int:
         if known.get(name) != shown[name] or not (folder / name).exists():
             pixels, scale = _reduced(read_image(source.read(image.path)), _LONGEST_SIDE_PX)
             picture = draw_annotations(
-                pixels, [_scaled(one, scale) for one in what], title=Path(image.path).name
+                pixels, [one.scaled(scale) for one in what], title=Path(image.path).name
             )
             write_jpeg(folder / name, picture)
             drawn += 1
@@ -307,27 +306,6 @@ def _reduced(pixels: np.ndarray, longest_px: int) -> tuple[np.ndarray, float]:
         return pixels, scale
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)), scale
-
-
-def _scaled(annotation: Annotation, scale: float) -> Annotation:
-    """The same on an image of another size."""
-    if scale == 1.0:
-        return annotation
-    x0, y0, x1, y1 = annotation.bbox or (0.0,) * 4
-    return replace(
-        annotation,
-        bbox=(x0 * scale, y0 * scale, x1 * scale, y1 * scale) if annotation.bbox else None,
-        point=(annotation.point[0] * scale, annotation.point[1] * scale)
-        if annotation.point
-        else None,
-        polygon=tuple((x * scale, y * scale) for x, y in annotation.polygon),
-        keypoints=tuple(
-            replace(point, x_px=point.x_px * scale, y_px=point.y_px * scale)
-            if point.x_px is not None and point.y_px is not None
-            else point
-            for point in annotation.keypoints
-        ),
-    )
 
 
 def review_figures(queue: ReviewQueue) -> dict[str, bytes]:
