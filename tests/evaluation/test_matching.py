@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling_pipeline.annotations import box_iou
@@ -53,6 +53,7 @@ def grouped(boxes):
     return pd.DataFrame([(group, *box) for group, box in boxes], columns=["group", *BOX_COLUMNS])
 
 
+@settings(deadline=None, max_examples=50)
 @given(_grouped, _grouped, st.sampled_from([0.3, 0.5, 0.9]))
 def test_all_groups_at_once_are_matched_as_each_alone(one, two, threshold):
     a, b = grouped(one), grouped(two)
