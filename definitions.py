@@ -13,7 +13,9 @@ from assets.evaluation.agreement import build_agreement_asset
 from assets.evaluation.audit import build_audit_asset
 from assets.evaluation.calibration import build_calibration_asset
 from assets.evaluation.detection import build_detection_asset
+from assets.evaluation.drift import build_drift_asset
 from assets.evaluation.report import build_report_asset
+from assets.evaluation.review import build_review_asset
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
 from assets.rederivation import build_rederivation_asset
@@ -51,6 +53,8 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
             build_calibration_asset(plan),
             build_agreement_asset(plan),
             build_audit_asset(plan),
+            build_drift_asset(plan),
+            build_review_asset(plan),
             build_report_asset(plan),
             build_rederivation_asset(plan),
         ],

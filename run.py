@@ -152,6 +152,7 @@ def _run_assets(
             *("model_agreement", "audit_sample"),
         ]
     )
+    materialize(["model_drift", "review_queue"])
     materialize(["annotation_report"])
     return ran
 

@@ -5,23 +5,27 @@ once; it says what it found, lists the first of it and what to do next. Its ques
 where nothing is wrong, no row leaves the store.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from labeling_pipeline.asks import EntryAsks, class_names, model_keys
+from labeling_pipeline.evaluation.drift import SIGNIFICANCE, distance_by_chance
 from labeling_pipeline.images.quality import NEAR_DUPLICATE
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.rederivation import stale_readings
 from labeling_pipeline.store.annotation_store import AnnotationStore
-from labeling_pipeline.store.ledger import MAX_ATTEMPTS, Ask, count_due, current_sql
+from labeling_pipeline.store.ledger import (
+    MAX_ATTEMPTS,
+    Ask,
+    count_due,
+    current_sql,
+    other_models,
+)
 from labeling_pipeline.tasks import SKELETONS
 
 MAX_ROWS = 20
-SIGNIFICANCE = 0.01
-"""How likely chance alone may explain a difference that is called one."""
 
 _TOLERANCE_PX = 1.0
 _TOLERANCE = 1e-6
@@ -213,10 +217,10 @@ def score_drift(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckOutcom
     """
     key = model_keys(plan)[entry.name]
     covered = _covered(store, entry)
-    before = store.query(_KEY_BEFORE, (entry.name, covered, key)).to_pylist()
+    before = other_models(store, entry.name, covered, key)
     if not before:
         return CheckOutcome(True, "no earlier model to compare with")
-    name = f"{before[0]['name']} ({before[0]['model_key']})"
+    name = f"{before[0]['name'] or 'another model'} ({before[0]['model_key']})"
     rows = store.query(_SCORES, (entry.name, covered, key, before[0]["model_key"])).to_pylist()
     if not rows:
         return CheckOutcome(True, f"no image has been labeled both now and by {name}")
@@ -241,8 +245,8 @@ def score_drift(store: AnnotationStore, plan: Plan, entry: Entry) -> CheckOutcom
         f"scores lie more than {plan.checks.score_drift} from those of {name} in {len(drifted)} of "
         f"{len(rows)} classes ({_listed(row['display_name'] for row in shown)})",
         table,
-        "Set the entry's `threshold` anew for this model, and look at detection_evaluation or "
-        "model_agreement before you rely on it.",
+        "Set the entry's `threshold` anew for this model, and look at model_drift and "
+        "detection_evaluation before you rely on it.",
     )
 
 
@@ -341,9 +345,7 @@ def _has_moved(row: dict[str, Any], limit: float) -> bool:
 def _has_drifted(row: dict[str, Any], limit: float) -> bool:
     if row["distance"] is None or row["distance"] <= limit:
         return False
-    one, two = row["scored"], row["scored_before"]
-    by_chance = math.sqrt(-math.log(SIGNIFICANCE / 2) / 2 * (one + two) / (one * two))
-    return row["distance"] > by_chance
+    return row["distance"] > distance_by_chance(row["scored"], row["scored_before"])
 
 
 # What is wrong is looked for among all readings first; whether it holds is asked of these few.
@@ -470,13 +472,6 @@ FROM answers
 JOIN newest USING (class)
 JOIN (SELECT DISTINCT class, display_name FROM own) USING (class)
 GROUP BY class ORDER BY class
-"""
-_KEY_BEFORE = """
-SELECT model_key, coalesce(any_value(m.name), 'another model') AS name
-FROM outcomes o LEFT JOIN models m USING (model_key)
-WHERE o.entry = $1 AND list_contains($2::VARCHAR[], o.class) AND model_key <> $3
-    AND o.generation_id IS NOT NULL
-GROUP BY model_key ORDER BY max(o.created_at) DESC, model_key LIMIT 1
 """
 _SCORES = f"""
 WITH {_OWN},

@@ -251,6 +251,40 @@ class Audit(BaseModel):
     seed: int = 0
 
 
+class Drift(BaseModel):
+    """Which other model's answers those of the plan's models are compared with, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    against: str | None = Field(
+        None, description="a model key or a model's name; default: whichever else answered last"
+    )
+    iou: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="boxes that overlap so much are one"
+    )
+    moved_iou: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="if they overlap less than this, it has moved"
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.moved_iou < self.iou:
+            raise ValueError(
+                f"expected moved_iou to be at least iou ({self.iou:g}), got {self.moved_iou:g}"
+            )
+        return self
+
+
+class Review(BaseModel):
+    """The queue of images that a person should look at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pictures: Annotated[int, Field(ge=0)] = Field(
+        50, description="of the images that come first, so many are drawn"
+    )
+
+
 Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", description="five fields")]
 
 
@@ -287,6 +321,8 @@ class Plan(BaseModel):
     )
     audit: Audit = Field(default_factory=Audit)  # type: ignore[arg-type]
     checks: Checks = Field(default_factory=Checks)  # type: ignore[arg-type]
+    drift: Drift = Field(default_factory=Drift)  # type: ignore[arg-type]
+    review: Review = Field(default_factory=Review)  # type: ignore[arg-type]
     automation: Automation = Field(default_factory=Automation)  # type: ignore[arg-type]
     file: str = "plan"
 
@@ -466,6 +502,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "automation": Automation,
     "calibration": Calibration,
     "checks": Checks,
+    "drift": Drift,
+    "review": Review,
     "source": SourceSettings,
     "cleaning": CleaningRules,
     "runtime": ModelSettings,

@@ -48,6 +48,8 @@ def test_the_front_door_lists_the_fixed_assets_and_one_per_entry():
         "calibration",
         "model_agreement",
         "audit_sample",
+        "model_drift",
+        "review_queue",
         "annotation_report",
         "rederived_annotations",
     }

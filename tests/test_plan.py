@@ -203,6 +203,18 @@ MISTAKES = {
         "cleaning:\n  min_side: 3\nentries: [{name: a, task: detection}]\n",
         *(2, "cleaning.min_side", "one of the keys min_side_px, ", "'min_side'"),
     ),
+    "a box that may move before it is another": Mistake(
+        "drift: {iou: 0.6, moved_iou: 0.5}\nentries: [{name: a, task: detection}]\n",
+        *(1, "drift", r"moved_iou to be at least iou \(0.6\)", "0.5"),
+    ),
+    "no overlap at all": Mistake(
+        "drift: {iou: 0}\nentries: [{name: a, task: detection}]\n",
+        *(1, "drift.iou", "greater than 0", "0"),
+    ),
+    "an unknown setting of the review": Mistake(
+        "review:\n  images: 3\nentries: [{name: a, task: detection}]\n",
+        *(2, "review.images", "one of the keys pictures", "'images'"),
+    ),
     "an unknown limit of the checks": Mistake(
         "checks:\n  max_rejected: 3\nentries: [{name: a, task: detection}]\n",
         *(2, "checks.max_rejected", "one of the keys max_rejected_share, ", "'max_rejected'"),

@@ -26,6 +26,8 @@ def build_report_asset(plan: Plan) -> dg.AssetsDefinition:
             "calibration",
             "model_agreement",
             "audit_sample",
+            "model_drift",
+            "review_queue",
         ],
         group_name=EVALUATION,
         automation_condition=WHEN_LABELS_ARE_IN,

@@ -1,8 +1,6 @@
 """How far two entries agree, without ground truth: what one model found against what another did.
 
-**Matching** is one to one and knows no reference side: as many pairs of boxes as possible whose
-intersection over union (IoU) reaches the threshold, and among those the assignment that overlaps
-most. Greedy matching by score, as against ground truth, would depend on which of the two is first.
+**Matching** is one to one and knows no reference side, see `labeling_pipeline.evaluation.matching`.
 
 **The score of an image** is F1 between the two sets of boxes, ``2 matched / (n_a + n_b)``: the same
 from either side, and 1 where both found nothing. It is what Cohen's kappa tends to where, as with
@@ -18,16 +16,15 @@ Points are left out: how near is near enough depends on the size of the thing, w
 not tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from labeling_pipeline.annotations import State
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
-from labeling_pipeline.evaluation.matching import box_ious
+from labeling_pipeline.evaluation.pairing import pair_up
 
 ANSWERED = (State.FOUND, State.ABSENT, State.NOT_MENTIONED)
 """States of a sound answer; in any other the boxes may be missing or only a part of them."""
@@ -66,7 +63,8 @@ class Agreement:
         mean_iou``. Equal scores: the one with more unmatched boxes first.
     boxes: one row a matched pair of boxes or an unmatched box, in the same order: ``path,
         class, entry_a, entry_b, image_id, found_by`` (``both`` or the entry that is alone), ``iou,
-        a_x0_px, a_y0_px, a_x1_px, a_y1_px, b_x0_px, ...``; the box of a side that has none is NaN.
+        a_annotation_id, a_x0_px, a_y0_px, a_x1_px, a_y1_px, b_annotation_id, ...``; what a side
+        has not is NaN.
     not_compared: one row a pair, class and reason: ``class, entry_a, entry_b, reason, images``.
     """
 
@@ -87,32 +85,6 @@ class Agreement:
         return float(self.per_image["agreement"].mean())
 
 
-def match_boxes(
-    one: np.ndarray, two: np.ndarray, iou_threshold: float = 0.5
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pair boxes one to one: as many pairs as possible, and of those the ones that overlap most.
-
-    Args:
-        one: (n, 4) float, xyxy in pixels.
-        two: (m, 4), likewise.
-        iou_threshold: least IoU of a pair, in 0..1.
-
-    Returns:
-        (k,) int rows of ``one``, (k,) int rows of ``two``, (k,) float their IoU.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    iou = box_ious()(one, two)
-    # The overlaps are float32: 0.95 as float64 would lie above an IoU of exactly 0.95.
-    near = iou >= np.float32(iou_threshold)
-    # One pair more outweighs any overlap: divided so, all overlaps together stay below 1.
-    gain = near * (1 + iou / (1 + min(iou.shape)))
-    rows, columns = linear_sum_assignment(gain, maximize=True)
-    kept = near[rows, columns]
-    rows, columns = rows[kept], columns[kept]
-    return rows, columns, iou[rows, columns].astype(float)
-
-
 def compare_entries(
     asked: pd.DataFrame, boxes: pd.DataFrame, iou_threshold: float = 0.5
 ) -> Agreement:
@@ -122,49 +94,41 @@ def compare_entries(
         asked: one row a pair of entries, class and image that both are to label: ``path, class,
             entry_a, entry_b, image_id, state_a, state_b``; a state that is missing was not
             asked yet.
-        boxes: ``entry, class, image_id, x0_px, y0_px, x1_px, y1_px``; those of images that are not
-            compared are ignored.
+        boxes: ``entry, class, image_id, annotation_id, x0_px, y0_px, x1_px, y1_px``; those of
+            images that are not compared are ignored.
         iou_threshold: least IoU of two boxes that are one, in 0..1.
     """
-    reasons = _reasons(asked)
-    coordinates = boxes[BOX_COLUMNS].to_numpy(dtype=float).reshape(-1, 4)
-    rows_of = boxes.groupby(["entry", "class", "image_id"]).indices if len(boxes) else {}
-
-    def found(entry: str, image: Mapping[str, Any]) -> np.ndarray:
-        return coordinates[rows_of.get((entry, image["class"], image["image_id"]), [])]
-
-    images: list[dict[str, Any]] = []
-    pieces: list[dict[str, Any]] = []
-    for image in asked.loc[reasons.isna(), _IMAGE].to_dict("records"):
-        a, b = found(image["entry_a"], image), found(image["entry_b"], image)
-        in_a, in_b, iou = match_boxes(a, b, iou_threshold)
-        count = len(a) + len(b)
-        images.append(
-            {
-                **image,
-                "agreement": 2 * len(iou) / count if count else 1.0,
-                **dict(zip(_COUNTS, (len(a), len(b), len(iou)), strict=True)),
-                "mean_iou": iou.mean() if len(iou) else np.nan,
-            }
-        )
-        alone_a, alone_b = np.delete(a, in_a, axis=0), np.delete(b, in_b, axis=0)
-        pieces += [
-            _piece(image, BOTH, iou=overlap, a=box_a, b=box_b)
-            for box_a, box_b, overlap in zip(a[in_a], b[in_b], iou, strict=True)
-        ]
-        pieces += [_piece(image, image["entry_a"], a=box) for box in alone_a]
-        pieces += [_piece(image, image["entry_b"], b=box) for box in alone_b]
-
-    per_image = _worst_first(
-        pd.DataFrame(images, columns=[*_IMAGE, "agreement", *_COUNTS, "mean_iou"])
+    reasons = why_not_compared(
+        [asked[f"entry_{side}"] for side in SIDES], [asked[f"state_{side}"] for side in SIDES]
     )
-    columns = [*_IMAGE, "found_by", "iou", *SIDE_COLUMNS["a"], *SIDE_COLUMNS["b"]]
-    table = pd.DataFrame(pieces, columns=columns)
+    images = asked.loc[reasons.isna(), _IMAGE].reset_index(drop=True)
+    found = {side: _found(images, boxes, side) for side in SIDES}
+    pairs = pair_up(found["a"], found["b"], iou_threshold)
+    pieces = images.loc[pairs["group"]].assign(found_by=BOTH, iou=pairs["iou"].to_numpy())
+    for side, other in (SIDES, SIDES[::-1]):
+        of_side = found[side].reindex(pairs[side])
+        pieces[f"{side}_annotation_id"] = of_side["annotation_id"].to_numpy()
+        pieces[SIDE_COLUMNS[side]] = of_side[BOX_COLUMNS].to_numpy()
+        pieces["found_by"] = pieces["found_by"].mask(
+            pairs[other].lt(0).to_numpy(), pieces[f"entry_{side}"]
+        )
+
+    counts = [
+        np.bincount(of_which["group"], minlength=len(images))
+        for of_which in (found["a"], found["b"], pairs[pairs["iou"].notna()])
+    ]
+    both = counts[0] + counts[1]
+    per_image = images.assign(
+        agreement=np.divide(2 * counts[2], both, out=np.ones(len(images)), where=both > 0),
+        **dict(zip(_COUNTS, counts, strict=True)),
+        mean_iou=pieces["iou"].groupby(level=0).mean().reindex(images.index),
+    )
+    per_image = _worst_first(per_image)
     return Agreement(
         iou_threshold=iou_threshold,
-        per_class=_per_class(asked, per_image, table),
+        per_class=_per_class(asked, per_image, pieces),
         per_image=per_image,
-        boxes=per_image[_IMAGE].merge(table, on=_IMAGE, how="inner"),
+        boxes=per_image[_IMAGE].merge(pieces, on=_IMAGE, how="inner"),
         not_compared=(
             asked.assign(reason=reasons)
             .groupby(["class", *_PAIR, "reason"], sort=False)
@@ -174,33 +138,27 @@ def compare_entries(
     )
 
 
-def _reasons(asked: pd.DataFrame) -> pd.Series:
-    """Why an image is not compared, on either side; NaN where it is."""
-    sides = []
-    for side in SIDES:
-        state = asked[f"state_{side}"]
-        reason = asked[f"entry_{side}"] + ": " + state.fillna(NOT_ASKED).astype(str)
-        sides.append(reason.mask(state.isin(ANSWERED)))
-    first, second = sides
+def _found(images: pd.DataFrame, boxes: pd.DataFrame, side: str) -> pd.DataFrame:
+    """The boxes of one entry of each pair, with ``group``: the row of ``images`` they belong to."""
+    keys = ["entry", "class", "image_id"]
+    wanted = images[[f"entry_{side}", "class", "image_id"]].set_axis(keys, axis=1)
+    return wanted.assign(group=images.index).merge(
+        boxes[[*keys, "annotation_id", *BOX_COLUMNS]], on=keys
+    )
+
+
+def why_not_compared(names: Sequence[pd.Series | str], states: Sequence[pd.Series]) -> pd.Series:
+    """Why two answers are not compared, row by row; NaN where they are.
+
+    Args:
+        names: what each side is called.
+        states: of each side; one that is missing was not asked.
+    """
+    first, second = (
+        (name + ": " + state.fillna(NOT_ASKED).astype(str)).mask(state.isin(ANSWERED))
+        for name, state in zip(names, states, strict=True)
+    )
     return (first + "; " + second).fillna(first).fillna(second)
-
-
-def _piece(
-    image: Mapping[str, Any],
-    found_by: str,
-    *,
-    iou: float = np.nan,
-    a: np.ndarray | None = None,
-    b: np.ndarray | None = None,
-) -> dict[str, Any]:
-    nothing = np.full(4, np.nan)
-    return {
-        **image,
-        "found_by": found_by,
-        "iou": iou,
-        **dict(zip(SIDE_COLUMNS["a"], nothing if a is None else a, strict=True)),
-        **dict(zip(SIDE_COLUMNS["b"], nothing if b is None else b, strict=True)),
-    }
 
 
 def _worst_first(per_image: pd.DataFrame) -> pd.DataFrame:

@@ -1,17 +1,16 @@
 """How far the entries of a plan that have different models agree."""
 
-import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from labeling_pipeline.annotations import Annotation
 from labeling_pipeline.asks import class_names, current_view, model_keys
-from labeling_pipeline.drawing import contact_sheet, draw_annotations
+from labeling_pipeline.drawing import encode_jpeg
 from labeling_pipeline.evaluation.agreement import (
     ASKED_COLUMNS,
     BOTH,
@@ -22,10 +21,9 @@ from labeling_pipeline.evaluation.agreement import (
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.report.agreement import AgreementReport
 from labeling_pipeline.evaluation.report.data import Picture
-from labeling_pipeline.files import write_if_changed
-from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Entry, Plan
+from labeling_pipeline.reporting.figures import Panel, draw_side_by_side, write_tables
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 from labeling_pipeline.tasks import RULES, Geometry
@@ -103,15 +101,15 @@ def _looked_at(plan: Plan, entry: Entry) -> Iterator[str]:
 
 def write_agreement(folder: Path, agreement: Agreement) -> None:
     """Write the tables as CSV: ``classes``, ``images``, ``boxes`` and ``not_compared``."""
-    tables = {
-        "classes": agreement.per_class,
-        "images": agreement.per_image,
-        "boxes": agreement.boxes,
-        "not_compared": agreement.not_compared,
-    }
-    for name, table in tables.items():
-        text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-        write_if_changed(folder / f"{name}.csv", text.encode())
+    write_tables(
+        folder,
+        {
+            "classes": agreement.per_class,
+            "images": agreement.per_image,
+            "boxes": agreement.boxes,
+            "not_compared": agreement.not_compared,
+        },
+    )
 
 
 def draw_disagreements(agreement: Agreement, source: ImageSource) -> np.ndarray | None:
@@ -123,33 +121,34 @@ def draw_disagreements(agreement: Agreement, source: ImageSource) -> np.ndarray 
     Raises:
         ImageError: an image cannot be read any more.
     """
-    panels, titles = [], []
-    for image in agreement.disagreements.head(_MOST_DRAWN).to_dict("records"):
-        pixels = read_image(source.read(image["path"]))
-        same = [agreement.boxes[key] == image[key] for key in _COMPARED]
-        pieces = agreement.boxes[np.logical_and.reduce(same)]
-        for side, columns in SIDE_COLUMNS.items():
-            here = pieces.dropna(subset=columns)
-            found = [
+    worst = agreement.disagreements.head(_MOST_DRAWN).to_dict("records")
+    return draw_side_by_side(
+        ((image["path"], _panels(agreement.boxes, image)) for image in worst), source
+    )
+
+
+def _panels(boxes: pd.DataFrame, image: Mapping[str, Any]) -> tuple[Panel, Panel]:
+    """What either entry found on an image. boxes: ``Agreement.boxes``."""
+    pieces = boxes[np.logical_and.reduce([boxes[key] == image[key] for key in _COMPARED])]
+    first, second = (
+        (
+            f"{image[f'entry_{side}']}: {image['class']}",
+            [
                 Annotation("both" if by == BOTH else "alone", bbox=tuple(box))
-                for by, box in zip(here["found_by"], here[columns].to_numpy(), strict=True)
-            ]
-            panels.append(draw_annotations(pixels, found))
-            entry, name = image[f"entry_{side}"], Path(image["path"]).name
-            titles.append(f"{entry}: {image['class']} in {name}")
-    return contact_sheet(panels, titles, columns=2) if panels else None
+                for by, *box in pieces[["found_by", *columns]].dropna().to_numpy(object)
+            ],
+        )
+        for side, columns in SIDE_COLUMNS.items()
+    )
+    return first, second
 
 
-def agreement_report(
-    store: AnnotationStore, plan: Plan, source: ImageSource
-) -> AgreementReport | None:
-    measured = measure_agreement(store, plan)
+def agreement_report(measured: Agreement, source: ImageSource) -> AgreementReport | None:
+    """What the report shows; ``None`` if no two entries can be compared."""
     if measured.per_class.empty:
         return None
     pixels = draw_disagreements(measured, source)
     if pixels is None:
         return AgreementReport(measured)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
     caption = "What each entry found on the images that most disagree."
-    return AgreementReport(measured, (Picture("disagreements", buffer.getvalue(), caption),))
+    return AgreementReport(measured, (Picture("disagreements", encode_jpeg(pixels), caption),))

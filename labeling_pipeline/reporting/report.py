@@ -17,6 +17,7 @@ from labeling_pipeline.evaluation.report.coverage import (
 )
 from labeling_pipeline.evaluation.report.data import Picture, ReportData, Section
 from labeling_pipeline.evaluation.report.detection import EntryDetection, detection_section
+from labeling_pipeline.evaluation.report.drift import drift_section
 from labeling_pipeline.evaluation.report.files import (
     RejectedFile,
     examples_section,
@@ -31,6 +32,7 @@ from labeling_pipeline.evaluation.report.history import (
 from labeling_pipeline.evaluation.report.index import Run, render_index
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
+from labeling_pipeline.evaluation.report.review import review_section
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.sources import ImageSource
@@ -41,12 +43,15 @@ from labeling_pipeline.reporting.actions import (
     evaluate_stored_actions,
     why_not_recognised,
 )
-from labeling_pipeline.reporting.agreement import agreement_report
+from labeling_pipeline.reporting.agreement import agreement_report, measure_agreement
 from labeling_pipeline.reporting.audit import audit_report
 from labeling_pipeline.reporting.calibration import calibration_report
 from labeling_pipeline.reporting.classes import class_table
 from labeling_pipeline.reporting.detection import detection_figures, evaluate_all
+from labeling_pipeline.reporting.drift import drift_report, measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
+from labeling_pipeline.reporting.review import measure_review, review_report
+from labeling_pipeline.reporting.settled import review_folder
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 _PAGE, _SUMMARY, _RUNS = "report.html", "summary.json", "runs"
@@ -128,6 +133,9 @@ def _sections(
     plan_text: str,
 ) -> tuple[Section, ...]:
     """In the order in which a reader wants them: how good, what to look at, what there is."""
+    agreement = measure_agreement(store, plan)
+    drift = measure_drift(store, plan)
+    review = measure_review(store, plan, home, agreement, drift.measured)
     actions = evaluate_stored_actions(store, plan)
     files = report_files(store)
     return (
@@ -143,7 +151,9 @@ def _sections(
             why_not_recognised(actions),
         ),
         audit_report(store, plan, home),
-        agreement_section(agreement_report(store, plan, source)),
+        review_section(review_report(review, review_folder(home))),
+        agreement_section(agreement_report(agreement, source)),
+        drift_section(drift_report(drift, source)),
         coverage_section(rows),
         examples_section(_examples(store, home)),
         rejects_section(

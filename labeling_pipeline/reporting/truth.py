@@ -93,14 +93,11 @@ def known_from_files(
     # Calibration may make scores equal, and then others would go first when boxes are matched.
     view = current_view(plan).measured
     annotations = (
-        answered_annotations(store, View(view.model_keys)).to_pandas()
+        answered_annotations(store, View(view.model_keys, only=True)).to_pandas()
         if as_answered
         else current_annotations(store, view)
     )
     annotations = _placed(annotations.drop_duplicates("annotation_id"))
-    if as_answered:
-        planned = annotations["entry"].map(view.model_keys)
-        annotations = annotations[annotations["model_key"] == planned]
     found = []
     for entry in filter(is_evaluated, plan.entries):
         questions = asked[asked["entry"] == entry.name]
@@ -171,17 +168,16 @@ def known_from_corrections(store: AnnotationStore, plan: Plan, source: ImageSour
 def _asked(store: AnnotationStore, plan: Plan, *, by_plans_models: bool = False) -> pd.DataFrame:
     """``entry, image_id, label, path``: every question that was asked, each once.
 
-    by_plans_models: only those whose answer that holds is of the model that the plan names.
+    by_plans_models: of what the models that the plan names have answered, whatever others have.
     """
     keys = model_keys(plan)
     rows = store.query(
         "SELECT DISTINCT entry, image_id, label, path, model_key "
-        f"FROM ({current_sql(keys)}) WHERE state <> 'unsupported' "
-        "ORDER BY entry, image_id, label"
+        f"FROM ({current_sql(keys)}) WHERE state <> 'unsupported' ORDER BY entry, image_id, label"
     ).to_pandas()
     if by_plans_models:
         rows = rows[rows["model_key"] == rows["entry"].map(keys)]
-    return rows.drop(columns="model_key").drop_duplicates()
+    return rows.drop(columns="model_key").drop_duplicates(ignore_index=True)
 
 
 # Files ------------------------------------------------------------------------------------------

@@ -33,12 +33,14 @@ class View:
     label_thresholds: (entry, model key, label) -> lowest score kept of what that model answered,
         in place of the entry's.
     score_maps: (entry, model key) -> what the scores of that model mean.
+    only: where that model has no answer, none holds; else the newest of another one does.
     """
 
     model_keys: Mapping[str, str]
     thresholds: Mapping[str, float] = field(default_factory=dict)
     label_thresholds: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     score_maps: Mapping[tuple[str, str], ScoreMap] = field(default_factory=dict)
+    only: bool = False
 
     @property
     def measured(self) -> "View":
@@ -336,15 +338,35 @@ def current_sql(model_keys: Mapping[str, str], outcomes: str = "outcomes") -> st
     )
 
 
-def current_outcomes(store: AnnotationStore, model_keys: Mapping[str, str]) -> pd.DataFrame:
+def current_outcomes(
+    store: AnnotationStore, model_keys: Mapping[str, str], *, only: bool = False
+) -> pd.DataFrame:
     """The outcome that holds for every accepted image x entry x class.
 
-    model_keys: entry -> the plan's model key; entries outside it are left out.
+    model_keys, only: as in `View`.
     Columns: those of table ``outcomes``, the image's ``path`` and ``image_number``, the class's
     ``display_name``, and ``belongs``: whether the image is one of that class's own (a group asks
     every image for the labels of all its classes).
     """
-    return store.query(f"{current_sql(model_keys)} ORDER BY entry, class, path").to_pandas()
+    outcomes = _given_by(model_keys) if only else "outcomes"
+    return store.query(
+        f"{current_sql(model_keys, outcomes)} ORDER BY entry, class, path"
+    ).to_pandas()
+
+
+def other_models(
+    store: AnnotationStore, entry: str, classes: Sequence[str], model_key: str
+) -> list[Row]:
+    """The models other than this one that answered an entry of these classes, the newest answer
+    first: ``model_key``, and its ``name`` if it is known."""
+    sql = """
+    SELECT model_key, any_value(m.name) AS name
+    FROM outcomes o LEFT JOIN models m USING (model_key)
+    WHERE o.entry = $1 AND list_contains($2::VARCHAR[], o.class) AND model_key <> $3
+        AND o.generation_id IS NOT NULL
+    GROUP BY model_key ORDER BY max(o.created_at) DESC, model_key
+    """
+    return store.query(sql, (entry, list(classes), model_key)).to_pylist()
 
 
 def current_annotations(
@@ -377,9 +399,9 @@ def answered_annotations(
 
     image_ids: of these images only.
     """
-    outcomes = "outcomes"
+    outcomes = _given_by(view.model_keys) if view.only else "outcomes"
     if image_ids is not None:
-        outcomes = "(SELECT * FROM outcomes WHERE image_id IN (SELECT unnest($2::VARCHAR[])))"
+        outcomes = f"(SELECT * FROM {outcomes} WHERE image_id IN (SELECT unnest($2::VARCHAR[])))"
     current = current_sql(view.model_keys, outcomes)
     sql = f"""
     WITH holding AS (
@@ -517,6 +539,14 @@ def _corrected_regions(
     return pa.concat_tables(
         [rows.filter(pc.invert(is_touched)), pa.Table.from_pylist(corrected, schema=rows.schema)]
     ).sort_by([("image_id", "ascending"), ("position", "ascending")])
+
+
+def _given_by(model_keys: Mapping[str, str]) -> str:
+    """The outcomes of these model keys, as a table in SQL."""
+    return (
+        f"(SELECT o.* FROM outcomes o SEMI JOIN ({_keys_sql(model_keys)}) k "
+        "ON o.entry = k.entry AND o.model_key = k.current_key)"
+    )
 
 
 def _keys_sql(model_keys: Mapping[str, str]) -> str:

@@ -1,19 +1,14 @@
-import itertools
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from labeling_pipeline.annotations import State, box_iou
+from labeling_pipeline.annotations import State
 from labeling_pipeline.evaluation.agreement import (
     ANSWERED,
     ASKED_COLUMNS,
     SIDE_COLUMNS,
     compare_entries,
-    match_boxes,
 )
 
 BOX = ["x0_px", "y0_px", "x1_px", "y1_px"]
@@ -35,7 +30,8 @@ def asked(*rows):
 def boxes(*rows):
     """(entry, class, image_id, box)"""
     return pd.DataFrame(
-        [(e, c, i, *box) for e, c, i, box in rows], columns=["entry", "class", "image_id", *BOX]
+        [(e, c, i, f"{e}-{n}", *box) for n, (e, c, i, box) in enumerate(rows)],
+        columns=["entry", "class", "image_id", "annotation_id", *BOX],
     )
 
 
@@ -70,40 +66,6 @@ def test_the_score_of_an_image_is_f1_between_two_sets_of_boxes(one, two, matched
     assert image["mean_iou"] == pytest.approx(
         math.nan if mean_iou is None else mean_iou, nan_ok=True
     )
-
-
-def test_boxes_are_matched_so_that_the_most_find_a_partner():
-    # The first could take either, the second only the one that the first overlaps most.
-    one = np.array([[0, 0, 10, 10], [0, 3, 10, 13]], dtype=float)
-    two = np.array([[0, 1, 10, 11], [0, -3, 10, 7]], dtype=float)
-    rows, columns, iou = match_boxes(one, two)
-    assert dict(zip(rows.tolist(), columns.tolist(), strict=True)) == {0: 1, 1: 0}
-    assert iou == pytest.approx([7 / 13, 8 / 12])
-
-
-_coordinate = st.integers(0, 12)
-_box = st.tuples(_coordinate, _coordinate, st.integers(1, 9), st.integers(1, 9)).map(
-    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
-)
-
-
-@given(st.lists(_box, min_size=1, max_size=4), st.lists(_box, min_size=1, max_size=4))
-def test_the_matching_is_the_best_of_all_one_to_one_matchings(one, two):
-    def value(pairs):
-        overlaps = [box_iou(one[i], two[j]) for i, j in pairs]
-        return sum(o >= 0.5 for o in overlaps), sum(o for o in overlaps if o >= 0.5)
-
-    few = min(len(one), len(two))
-    best = max(
-        value(zip(rows, columns, strict=True))
-        for rows in itertools.combinations(range(len(one)), few)
-        for columns in itertools.permutations(range(len(two)), few)
-    )
-    rows, columns, iou = match_boxes(np.array(one, float), np.array(two, float))
-    assert len(set(rows)) == len(set(columns)) == len(rows) == best[0]
-    assert iou.sum() == pytest.approx(best[1], abs=1e-5)
-    backward = match_boxes(np.array(two, float), np.array(one, float))[2]
-    assert backward.sum() == pytest.approx(iou.sum(), abs=1e-5)
 
 
 @pytest.mark.parametrize("state", [*State, None])
@@ -177,6 +139,9 @@ def test_every_box_stands_in_the_table_once_with_its_partner_or_alone():
     }
     assert sides == {"both": (SQUARE, upper(0.8)), "one": (FAR, None), "two": (None, FARTHER)}
     assert table.loc["both", "iou"] == pytest.approx(0.8)
+    ids = table[["a_annotation_id", "b_annotation_id"]]
+    assert ids.loc["both"].tolist() == ["one-0", "two-3"]
+    assert ids.loc["one"].fillna("none").tolist() == ["one-1", "none"]
     assert table["path"].unique().tolist() == ["cat/i.png"]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from labeling_pipeline.evaluation.abstention import choose_threshold, measure_risk_coverage
 from labeling_pipeline.evaluation.actions import evaluate_actions
 from labeling_pipeline.evaluation.detection import Counts
-from labeling_pipeline.evaluation.plots import actions, audit, detection
+from labeling_pipeline.evaluation.plots import actions, audit, detection, drift, review
 from labeling_pipeline.evaluation.plots.frame import png_bytes
 
 
@@ -58,6 +58,18 @@ def audited(n):
     return table
 
 
+def per_class(n):
+    """Changes of the boxes of n classes, of which the last has none."""
+    return pd.DataFrame(
+        {
+            "class": [f"class {i}" for i in range(n)],
+            "entry": "object",
+            **{c: [i * (n - 1 - i) for i in range(n)] for c in ("matched", "moved", "lost")},
+            "new": [n - 1 - i for i in range(n)],
+        }
+    )
+
+
 def figures(classes):
     made = predictions(classes) if classes else predictions(1).iloc[:0]
     scores = evaluate_actions(made).scores
@@ -76,6 +88,8 @@ def figures(classes):
         "precision over recall": detection.precision_recall(curves(classes), Counts(3, 1, 1)),
         "box scores": detection.box_scores(matches),
         "audited labels": audit.audited_labels(audited(classes), "objects"),
+        "box changes": drift.box_changes(per_class(classes)),
+        "errors found": review.errors_found(pd.Series(np.linspace(2, 0, 10 * classes)), 100),
     }
 
 
@@ -193,3 +207,24 @@ def test_pyplot_is_never_imported():
     already = "matplotlib.pyplot" in sys.modules
     png_bytes(actions.class_scores(per_label(1).rename(columns={"label": "class"})))
     assert ("matplotlib.pyplot" in sys.modules) == already
+
+
+def test_the_boxes_of_every_class_add_up_to_the_whole_and_the_most_changed_come_first():
+    table = pd.DataFrame(
+        [("calm", 9, 1, 0, 0), ("nothing", 0, 0, 0, 0), ("wild", 1, 1, 1, 1)],
+        columns=["class", "matched", "moved", "lost", "new"],
+    ).assign(entry="object")
+    (axes,) = drift.box_changes(table).axes
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["wild, object  (4)", "calm, object  (10)"]
+    widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
+    assert np.allclose(widths.T, [[0.25] * 4, [0.9, 0.1, 0.0, 0.0]])
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["matched: 10", "moved: 2", "lost: 1", "new: 1"]
+
+
+def test_the_curve_says_what_the_first_tenth_of_the_images_holds():
+    (axes,) = review.errors_found(pd.Series([3.0, 1.0] + [0.0] * 8), 20).axes
+    curve = axes.lines[1].get_ydata()
+    assert curve.tolist() == [0, 0.75, *[1.0] * 9]
+    assert "2 images, a tenth of all: 100%" in [text.get_text() for text in axes.texts]

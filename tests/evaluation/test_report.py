@@ -111,7 +111,8 @@ def full():
             columns=ASKED_COLUMNS,
         ),
         pd.DataFrame(
-            [("objects", "cat", "a", 0, 0, 9, 9)], columns=["entry", "class", "image_id", *BOX]
+            [("objects", "cat", "a", "1", 0, 0, 9, 9)],
+            columns=["entry", "class", "image_id", "annotation_id", *BOX],
         ),
     )
     sure = Estimate(0.9, Interval(0.8, 0.95))

@@ -43,6 +43,8 @@ def test_list_defs_names_the_fixed_assets_and_one_for_each_entry_of_the_plan(dat
         "calibration": "evaluation",
         "model_agreement": "evaluation",
         "audit_sample": "evaluation",
+        "model_drift": "evaluation",
+        "review_queue": "evaluation",
         "annotation_report": "evaluation",
         "rederived_annotations": "maintenance",
     }

@@ -23,6 +23,8 @@ OVER_ALL = (
     "calibration",
     "model_agreement",
     "audit_sample",
+    "model_drift",
+    "review_queue",
     "annotation_report",
 )
 ON_DEMAND = "rederived_annotations"
