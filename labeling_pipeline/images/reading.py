@@ -13,8 +13,8 @@ One conversion for everything that is stored in another way:
 - CMYK, YCbCr, palette, Lab and HSV go through Pillow's conversion.
 - Embedded colour profiles are ignored, as the loaders do that models were trained with.
 
-Only formats that decode in-process are opened: Pillow would hand EPS to Ghostscript. The header is
-judged before anything is decoded.
+Only formats that decode in-process are opened: Pillow would hand EPS to Ghostscript, and with it
+IPTC, which may wrap a file of any format. The header is judged before anything is decoded.
 """
 
 import functools
@@ -66,7 +66,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "XVTHUMB": (),
     "IM": (".im",),
     "IMT": (),
-    "IPTC": (".iim",),
     "PCD": (".pcd",),
     "SPIDER": (),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
