@@ -47,6 +47,14 @@ def extension(format_name: str) -> str:
     return next(iter(FORMATS[format_name]), ".png")
 
 
+def iptc(wrapped: bytes) -> bytes:
+    """The bytes of a file that wraps another one, of whatever format; none that is to be read."""
+    fields = {(3, 60): b"\1\0", (3, 20): b"P", (3, 30): b"<", (3, 120): b"\5", (8, 10): wrapped}
+    return b"".join(
+        bytes([0x1C, *tag]) + len(value).to_bytes(2, "big") + value for tag, value in fields.items()
+    )
+
+
 def _cur(image: Image.Image) -> bytes:
     icon = encoded(image, "ICO", bitmap_format="bmp", sizes=[image.size])
     return icon[:2] + b"\2" + icon[3:]

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from labeling_pipeline.errors import ImageError
 from labeling_pipeline.images.reading import FORMATS, MAX_SIDE_PX, decode, read_image
-from tests.images.formats import heic, in_format, stored
+from tests.images.formats import heic, in_format, iptc, stored
 
 
 def gradient(height: int = 48, width: int = 64) -> np.ndarray:
@@ -84,11 +84,7 @@ def test_no_format_is_opened_that_hands_its_file_to_another_program(
     (tmp_path / "gs").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 60\n%%EndComments\nshowpage\n"
-    fields = {(3, 60): b"\1\0", (3, 20): b"P", (3, 30): b"<", (3, 120): b"\5", (8, 10): drawing}
-    wrapped = b"".join(
-        bytes([0x1C, *tag]) + len(value).to_bytes(2, "big") + value for tag, value in fields.items()
-    )
-    for data in (drawing, wrapped + bytes(5)):
+    for data in (drawing, iptc(drawing)):
         with pytest.raises(ImageError, match="no image format"):
             read_image(data)
     assert not (tmp_path / "called").exists()
