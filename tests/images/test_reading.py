@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageCms
 from labeling_pipeline.errors import ImageError
 from labeling_pipeline.images.reading import FORMATS, MAX_SIDE_PX, decode, read_image
 from tests.images.formats import heic, in_format, iptc, stored
+from tests.images.orientations import STORED_AS
 
 
 def gradient(height: int = 48, width: int = 64) -> np.ndarray:
@@ -193,19 +194,6 @@ def test_of_an_animation_the_first_frame_counts(format_name: str):
     decoded = decode(data)
     assert (decoded.pixels == (255, 0, 0)).all()
     assert decoded.frames == 3
-
-
-# How an upright picture has to be stored so that a viewer who follows the note sees it upright.
-STORED_AS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, 1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, -1),
-}
 
 
 @pytest.mark.parametrize("orientation", STORED_AS)
