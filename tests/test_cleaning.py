@@ -1,3 +1,4 @@
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,13 @@ from PIL import ExifTags, Image
 
 from labeling_pipeline.annotations import box_iou
 from labeling_pipeline.asks import class_names
-from labeling_pipeline.cleaning import CleaningSummary, clean
+from labeling_pipeline.cleaning import (
+    CleaningSummary,
+    _read_here,
+    clean,
+    clusters_sheet,
+    rejects_sheet,
+)
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import open_source
@@ -190,3 +197,42 @@ def test_where_nothing_changed_nothing_is_judged_or_written(store: AnnotationSto
     assert cleaned(store, root).files.statuses == {"accepted": 2}
     (root / "cats/1.jpg").unlink()
     assert cleaned(store, root).files.statuses == {"accepted": 1}
+
+
+@pytest.mark.parametrize(("size_bytes", "most"), [(1, 8), (40, 2), (1000, 1)])
+def test_files_from_elsewhere_are_read_ahead_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, size_bytes: int, most: int
+):
+    monkeypatch.setattr("labeling_pipeline.cleaning._READ_AHEAD_BYTES", 100)
+    begun: list[str] = []
+
+    class Elsewhere:
+        def read(self, path: str, expected: Any) -> bytes:
+            begun.append(path)
+            return bytes(size_bytes)
+
+    known = {"size_bytes": size_bytes, "mtime_ns": 0, "etag": None, "image_ids": None}
+    found = [{"path": f"{number}.jpg"} | known for number in range(20)]
+    taken = []
+    for job in _read_here(Elsewhere(), iter(found), deque()):  # type: ignore[arg-type]
+        assert len(begun) <= len(taken) + most
+        taken.append(job.key)
+    assert taken == [row["path"] for row in found]
+
+
+def test_contact_sheets_show_the_pictures_that_were_judged(store: AnnotationStore, root: Path):
+    put(root / "cats/best.jpg", scene(0))
+    put(root / "dogs/copy.jpg", scene(0), quality=40)
+    put(root / "cats/flat.jpg", np.full((120, 160, 3), 99, np.uint8))
+    cleaned(store, root)
+    source = open_source(root)
+    rejects, clusters = rejects_sheet(store, source), clusters_sheet(store, source)
+    assert rejects is not None
+    assert clusters is not None
+    assert rejects.shape == clusters.shape
+    put(root / "cats/flat.jpg", scene(1))
+    put(root / "dogs/copy.jpg", scene(2))
+    assert rejects_sheet(store, source) is None
+    one = clusters_sheet(store, source)
+    assert one is not None
+    assert one.shape[1] < clusters.shape[1]
