@@ -19,7 +19,7 @@ from labeling_pipeline.export.class_json import (
 )
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.images.sources import ImageSource, read_known
 from labeling_pipeline.labeling import Progress
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -86,6 +86,9 @@ def draw_class(
     """Draw ``vis_<id>.jpg`` for every image of a class; what has not changed is left alone.
 
     What each picture shows is remembered as a hash beside the pictures.
+
+    Raises:
+        ImageError: a file is not there any more, or holds another image than was labeled.
     """
     folder = results / class_slug
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +107,8 @@ def draw_class(
         name = f"vis_{image.image_number}.jpg"
         shown[name] = hashlib.sha256(repr((image.image_id, found)).encode()).hexdigest()[:16]
         if known.get(name) != shown[name] or not (folder / name).exists():
-            picture = draw_annotations(
-                read_image(source.read(image.path)), found, title=Path(image.path).name
-            )
+            pixels = read_image(read_known(source, image.path, image.image_id))
+            picture = draw_annotations(pixels, found, title=Path(image.path).name)
             write_jpeg(folder / name, picture)
             drawn += 1
         progress(done, len(images))
