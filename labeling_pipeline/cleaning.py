@@ -344,19 +344,25 @@ def _judge(store: AnnotationStore, rules: CleaningRules) -> int:
         {"image_id": image_id, **dict(zip(_VERDICT, verdicts[i], strict=True))}
         for image_id, i in zip(ids, changed, strict=True)
     ]
+    table = pa.Table.from_pylist(rows, _VERDICTS)
     with store.transaction() as tx:
-        table = pa.Table.from_pylist(rows, _VERDICTS)
-        values = ", ".join(f"{name} = verdicts.{name}" for name in _VERDICT)
-        tx.execute(
-            f"UPDATE images SET {values} FROM verdicts WHERE images.image_id = verdicts.image_id",
-            tables={"verdicts": table},
-        )
+        for update in _UPDATES:
+            tx.execute(update, tables={"verdicts": table})
         (state,) = tx.query(_STATE, [rules.model_dump_json()])["state"].to_pylist()
         tx.insert("meta", [{"key": _JUDGED, "value": state}], replace=True)
     statuses = stored[_VERDICT.index("status")]
     return sum(statuses[i] != "new" for i in changed)
 
 
+# DuckDB writes all of a row anew, its long fingerprint too, where a list in it is set; so flags are
+# set only where they are others than before.
+_UPDATES = (
+    "UPDATE images SET cluster = verdicts.cluster, status = verdicts.status, "
+    "reason = verdicts.reason, detail = verdicts.detail "
+    "FROM verdicts WHERE images.image_id = verdicts.image_id",
+    "UPDATE images SET flags = verdicts.flags FROM verdicts "
+    "WHERE images.image_id = verdicts.image_id AND images.flags IS DISTINCT FROM verdicts.flags",
+)
 _VERDICTS = pa.schema(
     {name: pa.string() for name in ("image_id", "cluster", "status", "reason", "detail")}
     | {"flags": pa.list_(pa.string())}
