@@ -418,7 +418,7 @@ class UrlSource:
         try:
             if expected is not None:
                 check_stamp(_stamp(_retried(files.info, name)), expected)
-            data = _retried(files.cat_file, name)
+            data = _retried(_contents, files, name)
         except ImageError:
             raise
         except FileNotFoundError as error:
@@ -547,6 +547,15 @@ def _infos(files: Any, base: str, url: str) -> Iterator[dict[str, Any]]:
     if not found:
         # An object store has no empty folders: it is as good as a misspelt name.
         raise ConfigurationError(f"{url}: there is no file; check the URL")
+
+
+def _contents(files: Any, name: str) -> bytes:
+    """The bytes of a file; of one in an archive only as many as the archive says that it has, for
+    what is packed may be a thousand times as large as it says."""
+    from fsspec.archive import AbstractArchiveFileSystem
+
+    end = files.info(name)["size"] + 1 if isinstance(files, AbstractArchiveFileSystem) else None
+    return files.cat_file(name, end=end)
 
 
 def _found(info: Mapping[str, Any], base: str) -> FoundFile:

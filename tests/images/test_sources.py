@@ -2,8 +2,10 @@ import errno
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -416,6 +418,24 @@ def test_a_damaged_file_of_an_archive_costs_that_file(tmp_path: Path):
     assert [f.path for f in found(source)] == ["a.jpg", "b.jpg"]
     assert reason(source, "a.jpg") == "unreadable"
     assert source.read("b.jpg") == b"sound"
+
+
+def test_of_a_file_that_an_archive_lies_about_no_more_is_unpacked_than_it_says(tmp_path: Path):
+    archive, size_bytes = tmp_path / "photos.zip", 200 << 20
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bomb.jpg", bytes(size_bytes))
+        file.writestr("b.jpg", b"sound")
+    said = archive.read_bytes().replace(struct.pack("<I", size_bytes), struct.pack("<I", 1000))
+    archive.write_bytes(said)
+    source = open_source(archive)
+    assert {file.path: file.size_bytes for file in found(source)} == {"bomb.jpg": 1000, "b.jpg": 5}
+    tracemalloc.start()
+    try:
+        assert reason(source, "bomb.jpg") == "unreadable"
+        assert source.read("b.jpg") == b"sound"
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
