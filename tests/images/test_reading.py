@@ -197,7 +197,7 @@ def test_of_an_animation_the_first_frame_counts(format_name: str):
 
 
 @pytest.mark.parametrize("orientation", STORED_AS)
-@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "JPEG", "WEBP", "AVIF"])
 def test_all_eight_exif_orientations_give_the_same_upright_pixels(
     format_name: str, orientation: int
 ):
@@ -205,11 +205,12 @@ def test_all_eight_exif_orientations_give_the_same_upright_pixels(
     exif[ExifTags.Base.Orientation] = orientation
     options: dict[str, Any] = {
         "JPEG": {"quality": 95, "subsampling": 0},
+        "AVIF": {"quality": 95},
         "WEBP": {"lossless": True},
     }.get(format_name, {})
     turned = np.ascontiguousarray(STORED_AS[orientation](GRADIENT))
     decoded = decode(encoded(turned, format_name, exif=exif, **options))
-    assert difference(decoded.pixels, GRADIENT) <= (8 if format_name == "JPEG" else 0)
+    assert difference(decoded.pixels, GRADIENT) <= (8 if format_name in ("JPEG", "AVIF") else 0)
     assert decoded.exif_orientation == orientation
 
 
