@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFilter
 
 from labeling_pipeline.annotations import box_iou
 from labeling_pipeline.asks import class_names
@@ -15,7 +15,7 @@ from labeling_pipeline.cleaning import (
     clusters_sheet,
     rejects_sheet,
 )
-from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.images.quality import CHECKS, CleaningRules
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
@@ -117,6 +117,26 @@ def test_a_check_that_only_flags_accepts_and_says_so(store: AnnotationStore, roo
     assert cleaned(store, root).files.rejected == strict.files.rejected
 
 
+def test_every_check_rejects_or_flags_as_the_plan_says(store: AnnotationStore, root: Path):
+    put(root / "cats/poor.jpg", scene(0))
+    (root / "cats/broken.jpg").write_bytes(b"text")
+    cleaned(store, root)
+    thresholds = {
+        **{"min_side_px": 10**6, "max_aspect": 1, "min_contrast": 200, "min_brightness": 255},
+        **{"max_brightness": 0, "min_sharpness": 1e9, "min_entropy_bits": 8},
+    }
+    for check in (*CHECKS, None):
+        others = [name for name in CHECKS if name != check]
+        rules = CleaningRules.model_validate(thresholds | {"only_flag": others})
+        summary = cleaned(store, root, rules)
+        assert (summary.decoded, list(summary.flags)) == (0, sorted(others))
+        (poor,) = rows(store, "SELECT reason, detail <> '' FROM files WHERE path LIKE '%poor%'")
+        assert poor == ((check, True) if check else (None, None))
+        # What could not be decoded stays rejected for that under any rules.
+        (broken,) = rows(store, "SELECT reason FROM files WHERE path LIKE '%broken%'")
+        assert broken == ("not_an_image",)
+
+
 def test_clusters_are_recorded_across_classes_and_name_the_best(store: AnnotationStore, root: Path):
     put(root / "cats/small.jpg", scene(2))
     put(root / "dogs/large.jpg", np.asarray(Image.fromarray(scene(2)).resize((480, 320))))
@@ -132,6 +152,22 @@ def test_clusters_are_recorded_across_classes_and_name_the_best(store: Annotatio
         ("cats/other.jpg", "cats/other.jpg"),
         ("cats/small.jpg", "dogs/large.jpg"),
         ("dogs/large.jpg", "dogs/large.jpg"),
+    ]
+
+
+def test_of_a_cluster_the_largest_then_the_sharpest_is_kept(store: AnnotationStore, root: Path):
+    small, large = scene(4), Image.fromarray(scene(5)).resize((480, 320))
+    soft = Image.fromarray(small).filter(ImageFilter.GaussianBlur(1))
+    put(root / "cats/a_soft.jpg", np.asarray(soft))
+    put(root / "cats/b_sharp.jpg", small)
+    put(root / "cats/c_sharp.jpg", scene(5))
+    put(root / "cats/d_large_soft.jpg", np.asarray(large.filter(ImageFilter.GaussianBlur(2))))
+    assert cleaned(store, root).clusters == 2
+    assert rows(
+        store, "SELECT path, detail FROM files WHERE status = 'rejected' ORDER BY path"
+    ) == [
+        ("cats/a_soft.jpg", "looks like cats/b_sharp.jpg, which is kept"),
+        ("cats/c_sharp.jpg", "looks like cats/d_large_soft.jpg, which is kept"),
     ]
 
 

@@ -94,45 +94,23 @@ class Inspected:
     problem: tuple[str, str] | None = None  # reason and detail
 
 
-def inspect_image(data: bytes, admit: Callable[[int], None] = lambda pixels: None) -> ImageRecord:
+def inspect_image(
+    data: bytes,
+    admit: Callable[[int], None] = lambda pixels: None,
+    image_id: str | None = None,
+) -> ImageRecord:
     """Measure an image, in this process.
 
     Args:
         data: the bytes of the file.
         admit: see `labeling_pipeline.images.reading.decode`.
+        image_id: of these bytes, where it is known already.
 
     Returns:
         The record with status new; rejected with reason and detail, and
         without measurements, if the image cannot be decoded.
     """
-    return _measure(content_hash(data), data, admit)
-
-
-def inspect_files(
-    jobs: Iterable[Job], limits: Limits | None = None, processes: int | None = None
-) -> Iterator[Inspected]:
-    """Inspect files in other processes, as many as there are cores and jobs to fill them.
-
-    Args:
-        jobs: taken as they are needed.
-        limits: default: `Limits()`.
-        processes: at most so many; default: the number of cores.
-
-    Yields:
-        One result a job, as they come.
-
-    Raises:
-        ConfigurationError: the processes cannot be started.
-    """
-    pool = _Pool(limits or Limits(), processes or _cores())
-    try:
-        yield from pool.run(iter(jobs))
-    finally:
-        pool.close()
-
-
-def _measure(image_id: str, data: bytes, admit: Callable[[int], None]) -> ImageRecord:
-    record = ImageRecord(image_id, len(data))
+    record = ImageRecord(image_id or content_hash(data), len(data))
     try:
         decoded = decode(data, MEASURED_SIDE_PX, admit)
     except ImageError as error:
@@ -157,6 +135,29 @@ def _measure(image_id: str, data: bytes, admit: Callable[[int], None]) -> ImageR
         entropy=entropy,
         perceptual_hash=fingerprint(small.convert("YCbCr").split()),
     )
+
+
+def inspect_files(
+    jobs: Iterable[Job], limits: Limits | None = None, processes: int | None = None
+) -> Iterator[Inspected]:
+    """Inspect files in other processes, as many as there are cores and jobs to fill them.
+
+    Args:
+        jobs: taken as they are needed.
+        limits: default: `Limits()`.
+        processes: at most so many; default: the number of cores.
+
+    Yields:
+        One result a job, as they come.
+
+    Raises:
+        ConfigurationError: the processes cannot be started.
+    """
+    pool = _Pool(limits or Limits(), processes or _cores())
+    try:
+        yield from pool.run(iter(jobs))
+    finally:
+        pool.close()
 
 
 def _tones(luma: Image.Image) -> tuple[float, float, float]:
@@ -259,10 +260,12 @@ class _Worker:
         if image_id in job.known:
             return Inspected(job.key, image_id)
         self._owner.send(_Hashed(image_id, len(data)))
-        record = _measure(image_id, data, lambda pixels: self._admit(pixels > _LARGE_PIXELS))
+        record = inspect_image(
+            data, lambda pixels: self._admit(pixels > _LARGE_PIXELS), image_id=image_id
+        )
         if record.reason == "decoder_memory" and not self._admitted:
             self._admit(True)
-            record = _measure(image_id, data, lambda pixels: None)
+            record = inspect_image(data, image_id=image_id)
         return Inspected(job.key, image_id, record)
 
     def _read(self, job: Job) -> bytes:
