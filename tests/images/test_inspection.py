@@ -106,6 +106,14 @@ def test_a_decoder_that_fails_costs_its_file_and_no_other(
     assert [reason_of(found[path.name]) for path in photos] == [None] * len(photos)
 
 
+@pytest.mark.parametrize("format_name", ["PNG", "AVIF"])
+def test_a_decoder_that_gets_too_little_memory_is_understood_whatever_it_says(format_name: str):
+    data = encoded(Image.linear_gradient("L").resize((2000, 1500)).convert("RGB"), format_name)
+    little = Limits(time_s=60, memory_bytes=13 << 20)
+    (found,) = inspect_files([Job(0, data)], little)
+    assert reason_of(found) == "decoder_memory"
+
+
 @pytest.mark.usefixtures("faulty_decoder")
 def test_a_file_that_turns_out_to_need_much_memory_gets_it(tmp_path: Path, photos: list[Path]):
     hungry = [tmp_path / f"hungry_{number}.png" for number in range(3)]
