@@ -115,8 +115,8 @@ def test_every_file_ends_accepted_or_with_a_reason(passed: dict[str, Any]):
 
 
 def test_no_file_holds_the_run_up_or_fills_the_memory(passed: dict[str, Any]):
-    # The last file hangs, while no other is under way.
-    assert 7 < max(passed["gaps_s"]) < 10
+    # The last file hangs, and nearly all of that time no other is under way.
+    assert 4 < max(passed["gaps_s"]) < 10
     assert passed["peak_bytes"] < 2**30
     assert passed["sheets"] == [True, True]
 
