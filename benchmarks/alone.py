@@ -10,7 +10,8 @@ from typing import Any
 
 
 def alone(work: Callable[..., float], *args: Any) -> tuple[float, float]:
-    """Seconds that the work says, and the peak memory in MiB of a process that did only that."""
+    """Seconds that the work says, and the peak memory in MiB of a process that did only that; what
+    its imports take is part of it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_with_peak, work, *args).result()
 

@@ -8,7 +8,7 @@ changed nothing is judged.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -32,7 +32,7 @@ from labeling_pipeline.images.inspection import (
 from labeling_pipeline.images.opening import Stamp
 from labeling_pipeline.images.quality import CHECKS, NEAR_DUPLICATE, CleaningRules, failed_checks
 from labeling_pipeline.images.reading import decode
-from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.images.sources import ImageSource, read_known
 from labeling_pipeline.inventory import FileReport, report_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
 
 _COMMIT_FILES, _COMMIT_S = 2000, 5.0
-_READ_AHEAD = 8
+_READ_AHEAD, _READ_AHEAD_BYTES = 8, 64 << 20
 _BATCH = 10_000
 
 
@@ -120,7 +120,7 @@ def rejects_sheet(store: AnnotationStore, source: ImageSource) -> np.ndarray | N
     """
     rows = store.query(
         f"""
-        SELECT f.path, f.reason AS title FROM files f JOIN images i USING (image_id)
+        SELECT f.path, image_id, f.reason AS title FROM files f JOIN images i USING (image_id)
         WHERE f.status = 'rejected' AND i.width_px IS NOT NULL
         QUALIFY row_number() OVER (PARTITION BY f.reason ORDER BY f.path) <= {_OF_EACH}
         ORDER BY f.reason, f.path LIMIT {_ON_A_SHEET}
@@ -142,7 +142,7 @@ def clusters_sheet(store: AnnotationStore, source: ImageSource) -> np.ndarray | 
             HAVING cluster IS NOT NULL AND count(*) > 1 ORDER BY size DESC, cluster LIMIT 4
         )
         SELECT
-            path,
+            path, image_id,
             CASE WHEN image_id = cluster THEN 'kept, of ' || size ELSE 'like it' END AS title
         FROM {_PRESENT} JOIN clusters USING (cluster)
         WINDOW same_cluster AS (PARTITION BY cluster ORDER BY image_id <> cluster, path)
@@ -158,7 +158,8 @@ def _sheet(source: ImageSource, rows: pa.Table) -> np.ndarray | None:
     for row in rows.to_pylist():
         # One that was lost or changed since is no reason to fail.
         with suppress(ImageError):
-            pictures.append(decode(source.read(row["path"]), _SHEET_CELL_PX).pixels)
+            data = read_known(source, row["path"], row["image_id"])
+            pictures.append(decode(data, _SHEET_CELL_PX).pixels)
             titles.append(f"{row['title']}: {row['path']}")
     if not pictures:
         return None
@@ -225,13 +226,18 @@ def _read_here(
         reading: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
         try:
             for row in rows:
-                reading.append((row, pool.submit(source.read, row["path"], _stamp(row))))
-                if len(reading) == _READ_AHEAD:
+                while reading and not _has_room([one for one, _ in reading], row):
                     yield from _read(*reading.popleft(), unread)
+                reading.append((row, pool.submit(source.read, row["path"], _stamp(row))))
             while reading:
                 yield from _read(*reading.popleft(), unread)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _has_room(ahead: Sequence[dict[str, Any]], row: dict[str, Any]) -> bool:
+    size_bytes = sum(one["size_bytes"] for one in ahead) + row["size_bytes"]
+    return len(ahead) < _READ_AHEAD and size_bytes <= _READ_AHEAD_BYTES
 
 
 def _read(row: dict[str, Any], reading: "Future[bytes]", unread: deque[Inspected]) -> Iterator[Job]:
@@ -338,19 +344,25 @@ def _judge(store: AnnotationStore, rules: CleaningRules) -> int:
         {"image_id": image_id, **dict(zip(_VERDICT, verdicts[i], strict=True))}
         for image_id, i in zip(ids, changed, strict=True)
     ]
+    table = pa.Table.from_pylist(rows, _VERDICTS)
     with store.transaction() as tx:
-        table = pa.Table.from_pylist(rows, _VERDICTS)
-        values = ", ".join(f"{name} = verdicts.{name}" for name in _VERDICT)
-        tx.execute(
-            f"UPDATE images SET {values} FROM verdicts WHERE images.image_id = verdicts.image_id",
-            tables={"verdicts": table},
-        )
+        for update in _UPDATES:
+            tx.execute(update, tables={"verdicts": table})
         (state,) = tx.query(_STATE, [rules.model_dump_json()])["state"].to_pylist()
         tx.insert("meta", [{"key": _JUDGED, "value": state}], replace=True)
     statuses = stored[_VERDICT.index("status")]
     return sum(statuses[i] != "new" for i in changed)
 
 
+# DuckDB writes all of a row anew, its long fingerprint too, where a list in it is set; so flags are
+# set only where they are others than before.
+_UPDATES = (
+    "UPDATE images SET cluster = verdicts.cluster, status = verdicts.status, "
+    "reason = verdicts.reason, detail = verdicts.detail "
+    "FROM verdicts WHERE images.image_id = verdicts.image_id",
+    "UPDATE images SET flags = verdicts.flags FROM verdicts "
+    "WHERE images.image_id = verdicts.image_id AND images.flags IS DISTINCT FROM verdicts.flags",
+)
 _VERDICTS = pa.schema(
     {name: pa.string() for name in ("image_id", "cluster", "status", "reason", "detail")}
     | {"flags": pa.list_(pa.string())}

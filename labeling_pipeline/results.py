@@ -27,7 +27,7 @@ from labeling_pipeline.export.class_json import (
 )
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import decode, read_image
-from labeling_pipeline.images.sources import ImageSource
+from labeling_pipeline.images.sources import ImageSource, read_known
 from labeling_pipeline.inventory import held_out_images
 from labeling_pipeline.labeling import Progress
 from labeling_pipeline.plan import Entry, Plan
@@ -106,6 +106,9 @@ def draw_class(
     not changed is left alone.
 
     What each picture shows is remembered as a hash beside the pictures.
+
+    Raises:
+        ImageError: a file is not there any more, or holds another image than was labeled.
     """
     folder = results / class_slug
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +129,9 @@ def draw_class(
         used = [colors.get(one.label) for one in found]
         shown[name] = _short_hash((DRAWING_VERSION, image.image_id, found, used))
         if known.get(name) != shown[name] or not (folder / name).exists():
-            picture = draw_annotations(
-                read_image(source.read(image.path)),
-                found,
-                title=Path(image.path).name,
-                colors=colors,
-            )
+            pixels = read_image(read_known(source, image.path, image.image_id))
+            title = Path(image.path).name
+            picture = draw_annotations(pixels, found, title=title, colors=colors)
             write_jpeg(folder / name, picture)
             drawn += 1
         progress(done, len(images))

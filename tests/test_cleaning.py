@@ -1,14 +1,21 @@
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFilter
 
 from labeling_pipeline.annotations import box_iou
 from labeling_pipeline.asks import class_names
-from labeling_pipeline.cleaning import CleaningSummary, clean
-from labeling_pipeline.images.quality import CleaningRules
+from labeling_pipeline.cleaning import (
+    CleaningSummary,
+    _read_here,
+    clean,
+    clusters_sheet,
+    rejects_sheet,
+)
+from labeling_pipeline.images.quality import CHECKS, CleaningRules
 from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
@@ -16,18 +23,7 @@ from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import parse_plan
 from labeling_pipeline.sample.scenes import draw_scene
 from labeling_pipeline.store.annotation_store import AnnotationStore
-
-# How an upright picture has to be stored so that a viewer who follows the note sees it upright.
-STORED_AS = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, 1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, -1),
-}
+from tests.images.orientations import STORED_AS
 
 
 @pytest.fixture
@@ -65,18 +61,22 @@ def rows(store: AnnotationStore, sql: str) -> list[tuple[Any, ...]]:
 def test_eight_orientations_of_a_photo_are_one_picture_and_boxes_land_in_the_same_place(
     store: AnnotationStore, root: Path, script: Any
 ):
-    upright = scene(0)
-    for orientation, stored_as in STORED_AS.items():
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        stored = Image.fromarray(np.ascontiguousarray(stored_as(upright)))
-        stored.save(root / f"cats/{orientation}.png", exif=exif)
-    pixels = [read_image(root / f"cats/{orientation}.png") for orientation in STORED_AS]
-    assert all((one == upright).all() for one in pixels)
-
+    photos = {"png": scene(0), "jpg": scene(1)}
+    for extension, upright in photos.items():
+        for orientation, stored_as in STORED_AS.items():
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = orientation
+            stored = Image.fromarray(np.ascontiguousarray(stored_as(upright)))
+            path = root / f"cats/{orientation}.{extension}"
+            stored.save(path, exif=exif, quality=95, subsampling=0)
+            # What JPEG loses of noise is more than what the turns do to it.
+            lost = np.abs(read_image(path).astype(int) - upright)
+            assert lost.mean() <= (2 if extension == "jpg" else 0)
     summary = cleaned(store, root)
-    assert (summary.clusters, summary.files.statuses) == (1, {"accepted": 1, "rejected": 7})
-    assert rows(store, "SELECT count(DISTINCT cluster) FROM images") == [(1,)]
+    assert (summary.clusters, summary.files.statuses) == (2, {"accepted": 2, "rejected": 14})
+    assert rows(
+        store, "SELECT format, count(DISTINCT cluster) FROM images GROUP BY ALL ORDER BY ALL"
+    ) == [("JPEG", 1), ("PNG", 1)]
     assert rows(store, "SELECT DISTINCT width_px, height_px FROM images") == [(240, 160)]
 
     # All of them labeled: the model answers in bins of what it sees.
@@ -86,7 +86,7 @@ def test_eight_orientations_of_a_photo_are_one_picture_and_boxes_land_in_the_sam
     (slug,) = class_names(store)
     label_class(store, plan, plan.entries[0], slug, open_source(root), "run")
     boxes = rows(store, "SELECT x0_px, y0_px, x1_px, y1_px FROM annotations")
-    assert len(boxes) == 8
+    assert len(boxes) == 16
     expected = (0.1 * 240, 0.25 * 160, 0.5 * 240, 0.75 * 160)
     assert all(box_iou(box, expected) > 0.97 for box in boxes)
     assert len(set(boxes)) == 1
@@ -117,6 +117,26 @@ def test_a_check_that_only_flags_accepts_and_says_so(store: AnnotationStore, roo
     assert cleaned(store, root).files.rejected == strict.files.rejected
 
 
+def test_every_check_rejects_or_flags_as_the_plan_says(store: AnnotationStore, root: Path):
+    put(root / "cats/poor.jpg", scene(0))
+    (root / "cats/broken.jpg").write_bytes(b"text")
+    cleaned(store, root)
+    thresholds = {
+        **{"min_side_px": 10**6, "max_aspect": 1, "min_contrast": 200, "min_brightness": 255},
+        **{"max_brightness": 0, "min_sharpness": 1e9, "min_entropy_bits": 8},
+    }
+    for check in (*CHECKS, None):
+        others = [name for name in CHECKS if name != check]
+        rules = CleaningRules.model_validate(thresholds | {"only_flag": others})
+        summary = cleaned(store, root, rules)
+        assert (summary.decoded, list(summary.flags)) == (0, sorted(others))
+        (poor,) = rows(store, "SELECT reason, detail <> '' FROM files WHERE path LIKE '%poor%'")
+        assert poor == ((check, True) if check else (None, None))
+        # What could not be decoded stays rejected for that under any rules.
+        (broken,) = rows(store, "SELECT reason FROM files WHERE path LIKE '%broken%'")
+        assert broken == ("not_an_image",)
+
+
 def test_clusters_are_recorded_across_classes_and_name_the_best(store: AnnotationStore, root: Path):
     put(root / "cats/small.jpg", scene(2))
     put(root / "dogs/large.jpg", np.asarray(Image.fromarray(scene(2)).resize((480, 320))))
@@ -132,6 +152,22 @@ def test_clusters_are_recorded_across_classes_and_name_the_best(store: Annotatio
         ("cats/other.jpg", "cats/other.jpg"),
         ("cats/small.jpg", "dogs/large.jpg"),
         ("dogs/large.jpg", "dogs/large.jpg"),
+    ]
+
+
+def test_of_a_cluster_the_largest_then_the_sharpest_is_kept(store: AnnotationStore, root: Path):
+    small, large = scene(4), Image.fromarray(scene(5)).resize((480, 320))
+    soft = Image.fromarray(small).filter(ImageFilter.GaussianBlur(1))
+    put(root / "cats/a_soft.jpg", np.asarray(soft))
+    put(root / "cats/b_sharp.jpg", small)
+    put(root / "cats/c_sharp.jpg", scene(5))
+    put(root / "cats/d_large_soft.jpg", np.asarray(large.filter(ImageFilter.GaussianBlur(2))))
+    assert cleaned(store, root).clusters == 2
+    assert rows(
+        store, "SELECT path, detail FROM files WHERE status = 'rejected' ORDER BY path"
+    ) == [
+        ("cats/a_soft.jpg", "looks like cats/b_sharp.jpg, which is kept"),
+        ("cats/c_sharp.jpg", "looks like cats/d_large_soft.jpg, which is kept"),
     ]
 
 
@@ -197,3 +233,42 @@ def test_where_nothing_changed_nothing_is_judged_or_written(store: AnnotationSto
     assert cleaned(store, root).files.statuses == {"accepted": 2}
     (root / "cats/1.jpg").unlink()
     assert cleaned(store, root).files.statuses == {"accepted": 1}
+
+
+@pytest.mark.parametrize(("size_bytes", "most"), [(1, 8), (40, 2), (1000, 1)])
+def test_files_from_elsewhere_are_read_ahead_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, size_bytes: int, most: int
+):
+    monkeypatch.setattr("labeling_pipeline.cleaning._READ_AHEAD_BYTES", 100)
+    begun: list[str] = []
+
+    class Elsewhere:
+        def read(self, path: str, expected: Any) -> bytes:
+            begun.append(path)
+            return bytes(size_bytes)
+
+    known = {"size_bytes": size_bytes, "mtime_ns": 0, "etag": None, "image_ids": None}
+    found = [{"path": f"{number}.jpg"} | known for number in range(20)]
+    taken = []
+    for job in _read_here(Elsewhere(), iter(found), deque()):  # type: ignore[arg-type]
+        assert len(begun) <= len(taken) + most
+        taken.append(job.key)
+    assert taken == [row["path"] for row in found]
+
+
+def test_contact_sheets_show_the_pictures_that_were_judged(store: AnnotationStore, root: Path):
+    put(root / "cats/best.jpg", scene(0))
+    put(root / "dogs/copy.jpg", scene(0), quality=40)
+    put(root / "cats/flat.jpg", np.full((120, 160, 3), 99, np.uint8))
+    cleaned(store, root)
+    source = open_source(root)
+    rejects, clusters = rejects_sheet(store, source), clusters_sheet(store, source)
+    assert rejects is not None
+    assert clusters is not None
+    assert rejects.shape == clusters.shape
+    put(root / "cats/flat.jpg", scene(1))
+    put(root / "dogs/copy.jpg", scene(2))
+    assert rejects_sheet(store, source) is None
+    one = clusters_sheet(store, source)
+    assert one is not None
+    assert one.shape[1] < clusters.shape[1]

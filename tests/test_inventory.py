@@ -300,16 +300,6 @@ def test_a_copy_is_measured_where_the_first_file_has_vanished(store: AnnotationS
     assert cleaned(store, root).decoded == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_tried_again_each_time(store: AnnotationStore, root: Path):
-    path = put(root / "cats/0.jpg", 0)
-    path.chmod(0)
-    for _ in range(2):
-        assert inventory(store, root).files.reasons == {"unreadable": 1}
-    path.chmod(0o600)
-    assert inventory(store, root).files.statuses == {"new": 1}
-
-
 def test_classes_come_from_the_plan_then_from_folders_and_retire_without_files(
     store: AnnotationStore, root: Path
 ):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from labeling_pipeline.cleaning import clean
 from labeling_pipeline.drawing import write_jpeg
+from labeling_pipeline.errors import ImageError
 from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.inventory import update_inventory
@@ -113,3 +114,22 @@ def test_a_new_class_changes_no_colour(drawn):
     more = plan_colors(drawn.store, plan)
     assert set(more) == {"cat", "apple"}
     assert more["cat"] == colors["cat"] != more["apple"]
+
+
+def test_boxes_are_not_drawn_over_another_image_than_was_labeled(tmp_path: Path):
+    plan = parse_plan(f"model: tiny-rex-omni\n{ENTRIES}\n")
+    path = tmp_path / "pets/cats/0.png"
+    path.parent.mkdir(parents=True)
+    store, source = AnnotationStore(tmp_path / "a.duckdb"), open_source(tmp_path / "pets")
+    for seed in (0, 1):
+        scene = draw_scene(np.random.default_rng(seed), 120, 90)
+        Image.fromarray(scene.image).save(path)
+        if seed == 0:
+            update_inventory(store, source)
+            clean(store, source, CleaningRules())
+    with pytest.raises(ImageError, match="another image") as caught:
+        draw_class(store, plan, "cats", source, tmp_path)
+    assert caught.value.reason == "changed"
+    update_inventory(store, source)
+    clean(store, source, CleaningRules())
+    assert draw_class(store, plan, "cats", source, tmp_path).drawn == 1

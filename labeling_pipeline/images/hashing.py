@@ -57,13 +57,11 @@ def fingerprint(bands: Sequence[Image.Image]) -> str:
     return f"{perceptual_hash(bands[0]):016x}:{small.hex()}"
 
 
-def parse_fingerprints(fingerprints: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (n,) uint64 and thumbnails (n, THUMBNAIL_SIZE) uint8 of n fingerprints."""
-    return unpack_fingerprints(bytes.fromhex("".join(fingerprints).replace(":", "")))
-
-
 def unpack_fingerprints(packed: bytes | memoryview) -> tuple[np.ndarray, np.ndarray]:
-    """The same, of fingerprints in bytes instead of hex, end to end and without colons."""
+    """Hashes (n,) uint64 and thumbnails (n, THUMBNAIL_SIZE) uint8 of n fingerprints.
+
+    packed: in bytes instead of hex, end to end and without colons.
+    """
     rows = np.frombuffer(packed, dtype=np.uint8).reshape(-1, FINGERPRINT_SIZE)
     hashes = np.ascontiguousarray(rows[:, :_HASH_SIZE]).view(">u8").ravel().astype(np.uint64)
     return hashes, rows[:, _HASH_SIZE:]

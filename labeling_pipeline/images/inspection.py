@@ -94,45 +94,23 @@ class Inspected:
     problem: tuple[str, str] | None = None  # reason and detail
 
 
-def inspect_image(data: bytes, admit: Callable[[int], None] = lambda pixels: None) -> ImageRecord:
+def inspect_image(
+    data: bytes,
+    admit: Callable[[int], None] = lambda pixels: None,
+    image_id: str | None = None,
+) -> ImageRecord:
     """Measure an image, in this process.
 
     Args:
         data: the bytes of the file.
         admit: see `labeling_pipeline.images.reading.decode`.
+        image_id: of these bytes, where it is known already.
 
     Returns:
         The record with status new; rejected with reason and detail, and
         without measurements, if the image cannot be decoded.
     """
-    return _measure(content_hash(data), data, admit)
-
-
-def inspect_files(
-    jobs: Iterable[Job], limits: Limits | None = None, processes: int | None = None
-) -> Iterator[Inspected]:
-    """Inspect files in other processes, as many as there are cores and jobs to fill them.
-
-    Args:
-        jobs: taken as they are needed.
-        limits: default: `Limits()`.
-        processes: at most so many; default: the number of cores.
-
-    Yields:
-        One result a job, as they come.
-
-    Raises:
-        ConfigurationError: the processes cannot be started.
-    """
-    pool = _Pool(limits or Limits(), processes or _cores())
-    try:
-        yield from pool.run(iter(jobs))
-    finally:
-        pool.close()
-
-
-def _measure(image_id: str, data: bytes, admit: Callable[[int], None]) -> ImageRecord:
-    record = ImageRecord(image_id, len(data))
+    record = ImageRecord(image_id or content_hash(data), len(data))
     try:
         decoded = decode(data, MEASURED_SIDE_PX, admit)
     except ImageError as error:
@@ -159,6 +137,29 @@ def _measure(image_id: str, data: bytes, admit: Callable[[int], None]) -> ImageR
     )
 
 
+def inspect_files(
+    jobs: Iterable[Job], limits: Limits | None = None, processes: int | None = None
+) -> Iterator[Inspected]:
+    """Inspect files in other processes, as many as there are cores and jobs to fill them.
+
+    Args:
+        jobs: taken as they are needed.
+        limits: default: `Limits()`.
+        processes: at most so many; default: the number of cores.
+
+    Yields:
+        One result a job, as they come.
+
+    Raises:
+        ConfigurationError: the processes cannot be started.
+    """
+    pool = _Pool(limits or Limits(), processes or _cores())
+    try:
+        yield from pool.run(iter(jobs))
+    finally:
+        pool.close()
+
+
 def _tones(luma: Image.Image) -> tuple[float, float, float]:
     """Mean, standard deviation and entropy in bits of the values of a picture."""
     shares = np.array(luma.histogram()) / (luma.width * luma.height)
@@ -183,11 +184,14 @@ def _sharpness(luma: np.ndarray) -> float:
     return float(values @ values) / values.size - float(laplacian.mean()) ** 2
 
 
-# What the processes and their owner say to each other. Of several large images one is decoded at a
-# time, so that the memory for one suffices: a process asks before it begins, and waits.
-_READY, _LARGE, _GO = "ready", "large", "go"
+# What the processes and their owner say to each other. Of several files that need much memory one
+# is decoded at a time, so that the memory for one suffices: a process asks first, and waits.
+_READY, _GO = "ready", "go"
 _LARGE_PIXELS = 16 << 20
 _LARGE_BYTES = 32 << 20
+# What a file may take without leave: JPEG 2000, the hungriest, takes 24 bytes a pixel. One that
+# turns out to need more is decoded once more, with leave.
+_WITHOUT_LEAVE_BYTES = 400 << 20
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,13 @@ class _Hashed:
 
     image_id: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Large:
+    """The file needs much memory; its process waits for leave."""
+
+    left_s: float  # what it may take then
 
 
 # The process ------------------------------------------------------------------------------------
@@ -207,15 +218,19 @@ def main() -> None:
     # Ctrl-C is for the owner, who then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _take_one_core()
-    _limit_memory(limits.memory_bytes)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _Worker(Connection(int(sys.argv[1])), limits).run()
+
+
+# The owner ends a process that takes too long; its own alarm does where the owner is gone.
+_GRACE_S = 5.0
 
 
 class _Worker:
     def __init__(self, owner: "Connection[Any, Any]", limits: Limits) -> None:
         self._owner = owner
         self._limits = limits
+        self._memory = _Memory(limits.memory_bytes)
         self._jobs: deque[Job] = deque()
         self._admitted = False
 
@@ -227,9 +242,13 @@ class _Worker:
             while not self._jobs:
                 self._jobs.extend(self._owner.recv())
             self._admitted = False
-            self._start_clock()
+            _set_clock(self._limits.time_s + _GRACE_S)
+            self._memory.limit(_WITHOUT_LEAVE_BYTES)
             inspected = self._inspect(self._jobs.popleft())
-            _stop_clock()
+            self._memory.limit(self._limits.memory_bytes)
+            if self._admitted:
+                _give_back_memory()
+            _set_clock(0)
             self._owner.send(inspected)
 
     def _inspect(self, job: Job) -> Inspected:
@@ -241,7 +260,12 @@ class _Worker:
         if image_id in job.known:
             return Inspected(job.key, image_id)
         self._owner.send(_Hashed(image_id, len(data)))
-        record = _measure(image_id, data, lambda pixels: self._admit(pixels > _LARGE_PIXELS))
+        record = inspect_image(
+            data, lambda pixels: self._admit(pixels > _LARGE_PIXELS), image_id=image_id
+        )
+        if record.reason == "decoder_memory" and not self._admitted:
+            self._admit(True)
+            record = inspect_image(data, image_id=image_id)
         return Inspected(job.key, image_id, record)
 
     def _read(self, job: Job) -> bytes:
@@ -251,6 +275,7 @@ class _Worker:
             ImageError: with a reason why there is no record.
         """
         if isinstance(job.source, bytes):
+            self._admit(len(job.source) > _LARGE_BYTES)
             return job.source
         self._admit(job.expected is not None and job.expected.size_bytes > _LARGE_BYTES)
         try:
@@ -262,20 +287,46 @@ class _Worker:
         """Wait for the owner's leave to take much memory, once a file."""
         if not large or self._admitted:
             return
-        _stop_clock()
-        self._owner.send(_LARGE)
+        left_s = _set_clock(0)
+        self._owner.send(_Large(max(0.0, left_s - _GRACE_S)))
         while (message := self._owner.recv()) != _GO:
             self._jobs.extend(message)
         self._admitted = True
-        self._start_clock()
-
-    def _start_clock(self) -> None:
-        # The owner ends a process that takes too long; the alarm does where the owner is gone.
-        signal.setitimer(signal.ITIMER_REAL, self._limits.time_s + 5)
+        self._memory.limit(self._limits.memory_bytes)
+        _set_clock(left_s)
 
 
-def _stop_clock() -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+def _set_clock(seconds: float) -> float:
+    """End this process in so many seconds, 0: not at all; what was left until then."""
+    left_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    return left_s
+
+
+class _Memory:
+    """What this process may take beyond what it holds at first; without effect but on Linux."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        statm = Path("/proc/self/statm")
+        pages = int(statm.read_text().split()[5]) if statm.exists() else None
+        self._first = None if pages is None else pages * os.sysconf("SC_PAGE_SIZE")
+
+    def limit(self, bytes_: int) -> None:
+        """Let it take so many bytes, but never more than at most."""
+        if self._first is not None:
+            import resource
+
+            limits = (self._first + min(bytes_, self._most), self._first + self._most)
+            resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def _give_back_memory() -> None:
+    """Without it a process may keep the heap of a large image, freed as it is, for good."""
+    import ctypes
+
+    # Other C libraries than glibc have no such function.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _take_one_core() -> None:
@@ -287,15 +338,6 @@ def _take_one_core() -> None:
         from pi_heif import options
 
         options.DECODE_THREADS = 1
-
-
-def _limit_memory(memory_bytes: int) -> None:
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        import resource
-
-        start = int(statm.read_text().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (start + memory_bytes,) * 2)
 
 
 # Its owner --------------------------------------------------------------------------------------
@@ -314,6 +356,7 @@ class _Process:
     jobs: deque[Job] = field(default_factory=deque)
     hashed: _Hashed | None = None
     until: float | None = None  # when the first of its jobs has to be done; None: it waits
+    left_s: float = 0.0  # while it waits for leave: what the job may take then
 
     @classmethod
     def started(cls, limits: Limits) -> "_Process":
@@ -417,7 +460,8 @@ class _Pool:
         if message == _READY:
             process.ready = True
             process.until = self._deadline()
-        elif message == _LARGE:
+        elif isinstance(message, _Large):
+            process.left_s = message.left_s
             process.until = None
             self._large.append(process)
             if self._large[0] is process:
@@ -470,7 +514,7 @@ class _Pool:
 
     def _let_go(self) -> None:
         process = self._large[0]
-        process.until = self._deadline()
+        process.until = time.monotonic() + process.left_s
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             process.connection.send(_GO)
 

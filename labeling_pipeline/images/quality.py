@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from labeling_pipeline.images.inspection import MEASURED_SIDE_PX, ImageRecord
+from labeling_pipeline.images.inspection import MEASURED_SIDE_PX
 
 NEAR_DUPLICATE = "near_duplicate"
 
@@ -134,17 +134,6 @@ def failed_checks(measured: Columns, rules: CleaningRules) -> dict[str, Any]:
     measured: of images that could be decoded.
     """
     return {name: test.fails(measured, rules) for name, test in CHECKS.items()}
-
-
-def judge(record: ImageRecord, rules: CleaningRules) -> tuple[str, str] | None:
-    """Reason and detail why one image is rejected for itself; None if it is good enough."""
-    if record.width_px is None:
-        return record.reason or "unreadable", record.detail or "the image could not be decoded"
-    measured = vars(record)
-    for name, fails in failed_checks(measured, rules).items():
-        if fails and name not in rules.only_flag:
-            return name, CHECKS[name].detail(measured, rules)
-    return None
 
 
 def _aspect(of: Columns) -> float:

@@ -191,13 +191,14 @@ def decode(
         raise ImageError("too_large", f"{error}; scale it down") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
-    except MemoryError as error:
-        raise ImageError(
-            "decoder_memory", "decoding needs more memory than there is; scale the image down"
-        ) from error
     # Damaged files make Pillow raise nearly anything: SyntaxError, KeyError, struct.error.
     except Exception as error:
         message = str(error) or type(error).__name__
+        # Libraries in C say in words that there was none left.
+        if isinstance(error, MemoryError) or "memory" in message.lower():
+            raise ImageError(
+                "decoder_memory", "decoding needs more memory than there is; scale the image down"
+            ) from error
         cut = isinstance(error, EOFError) or any(w in message.lower() for w in _TRUNCATION_WORDS)
         reason = "truncated" if cut else "unreadable"
         raise ImageError(reason, f"decoding failed: {message}") from error

@@ -433,10 +433,12 @@ class UrlSource:
         """See `ImageSource`."""
         files, base = self._connect()
         name = posixpath.join(base, path)
+        now = expected
         try:
             if expected is not None:
-                check_stamp(_stamp(_retried(files.info, name)), expected)
-            data = _retried(files.cat_file, name)
+                now = _stamp(_retried(files.info, name))
+                check_stamp(now, expected)
+            data = _retried(_contents, files, name, now)
         except ImageError:
             raise
         except FileNotFoundError as error:
@@ -565,6 +567,27 @@ def _infos(files: Any, base: str, url: str) -> Iterator[dict[str, Any]]:
     if not found:
         # An object store has no empty folders: it is as good as a misspelt name.
         raise ConfigurationError(f"{url}: there is no file; check the URL")
+
+
+def _contents(files: Any, name: str, now: Stamp | None) -> bytes:
+    """The bytes of a file. What is packed may be a thousand times as large as its archive says, and
+    what has no size may have no end.
+
+    Raises:
+        ImageError: ``file_too_large``.
+    """
+    from fsspec.archive import AbstractArchiveFileSystem
+
+    if isinstance(files, AbstractArchiveFileSystem):
+        return files.cat_file(name, end=files.info(name)["size"] + 1)
+    if now is None or now.size_bytes != -1:
+        return files.cat_file(name)
+    data = bytearray()
+    with files.open(name, "rb") as file:
+        while piece := file.read(2**20):
+            data += piece
+            check_stamp(Stamp(len(data), 0), None)
+    return bytes(data)
 
 
 def _found(info: Mapping[str, Any], base: str) -> FoundFile:

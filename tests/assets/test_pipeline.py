@@ -236,16 +236,26 @@ def test_names_that_one_model_gave_are_the_labels_that_another_ones_boxes_are_dr
     assert labels == {"word", "puma"}
 
 
-def test_cleaning_shows_counts_reasons_and_pictures_of_rejects_and_clusters(
+def test_ingestion_shows_counts_reasons_and_pictures_of_rejects_and_clusters(
     pipeline, script, image_root
 ):
     first = Image.open(image_root / "cat" / "0.png")
     first.convert("RGB").save(image_root / "dog" / "copy.jpg", quality=60)
     Image.new("RGB", (90, 90), "grey").save(image_root / "cat" / "blank.png")
     (image_root / "cat" / "broken.jpg").write_bytes(b"no image")
+    for name in (".hidden.jpg", "notes.txt", "more.txt"):
+        (image_root / "cat" / name).touch()
     pipeline.ingest(pipeline.definitions(script()))
-    event = pipeline.instance.get_latest_materialization_event(dg.AssetKey("clean_images"))
-    metadata = event.asset_materialization.metadata
+    raw, clean = (
+        pipeline.instance.get_latest_materialization_event(dg.AssetKey(name)).asset_materialization
+        for name in ("raw_images", "clean_images")
+    )
+    assert (raw.metadata["files"].value, raw.metadata["new"].value) == (18, 15)
+    skipped = {
+        row.data["reason"]: row.data["files"] for row in raw.metadata["skipped_by_reason"].records
+    }
+    assert skipped == {"not_an_image": 2, "hidden_file": 1}
+    metadata = clean.metadata
     assert (metadata["accepted"].value, metadata["rejected"].value) == (12, 3)
     assert metadata["near_duplicate_clusters"].value == 1
     reasons = {

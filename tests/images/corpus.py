@@ -3,26 +3,29 @@
 python -m tests.images.corpus FOLDER
 """
 
-import io
+import gzip
 import os
 import shutil
 import socket
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pillow_heif
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFilter
+
+from labeling_pipeline.images.reading import FORMATS
+from tests.images.formats import encoded, extension, in_format, iptc
 
 MODES = {
     "1": ("PNG", "TIFF"),
     "L": ("JPEG", "PNG", "WEBP"),
     "LA": ("PNG",),
-    "P": ("GIF", "PNG", "BMP"),
-    "RGB": ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "TGA", "QOI"),
+    "P": ("PNG", "BMP"),
     "RGBA": ("PNG", "WEBP", "AVIF", "TIFF", "ICO", "SGI", "DDS"),
     "CMYK": ("JPEG", "TIFF"),
     "YCbCr": ("JPEG", "TIFF"),
@@ -31,13 +34,15 @@ MODES = {
     "I": ("TIFF",),
     "F": ("TIFF",),
 }
-"""Ways to store a picture -> formats that can."""
-DAMAGED = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "TIFF", "BMP", "JPEG2000", "PPM")
-EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
+"""Ways to store a picture, beside the usual one of each format -> formats that can."""
 LARGE_SIDE_PX = 9000
 
+CHANGING = "specials/changing.jpg"
+"""What `changing` writes to."""
 HANGS, CRASHES, EATS_MEMORY = b"XV hangs ", b"XV crashes ", b"XV eats memory "
 """How files begin that the decoder of `write_decoder` cannot bear."""
+HUNGRY, HUNGER_BYTES = b"XV hungry ", 450 << 20
+"""And one that it can, if it gets so much memory."""
 
 
 def write_corpus(root: Path, seed: int = 0) -> int:
@@ -50,44 +55,87 @@ def write_corpus(root: Path, seed: int = 0) -> int:
     _write_odd_names(root / "names")
     _write_links(root / "links")
     _write_what_is_no_file(root / "specials")
-    return sum(len(files) + _links_to_folders(Path(top)) for top, _, files in os.walk(root))
+    count = sum(len(files) + _links_to_folders(Path(top)) for top, _, files in os.walk(root))
+    # Whoever may not list it sees the folder in place of the one file in it.
+    (root / "specials/locked").chmod(0)
+    return count
 
 
 def _links_to_folders(folder: Path) -> int:
     return sum(path.is_symlink() and path.is_dir() for path in folder.iterdir())
 
 
+@contextmanager
+def changing(root: Path) -> Iterator[None]:
+    """Write to one file of the corpus again and again, all the time."""
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.wait(0.001):
+            with (root / CHANGING).open("ab") as file:
+                file.write(b"more")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
+
+
 def _files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
-    valid = {}
+    for name in FORMATS:
+        valid = in_format(picture(rng), name)
+        yield f"valid/{name}{extension(name)}", valid
+        yield from _damaged(rng, name, valid)
     for mode, formats in MODES.items():
         for name in formats:
             data = encoded(picture(rng, mode), name)
-            valid.setdefault(name, data)
-            yield f"valid/{name}_{mode.replace(';', '')}.{_extension(name)}", data
-    valid["HEIF"] = heic(picture(rng))
-    yield "valid/heic.heic", valid["HEIF"]
+            yield f"valid/{name}_{mode.replace(';', '')}{extension(name)}", data
     yield "valid/progressive.jpg", encoded(picture(rng), "JPEG", progressive=True)
     for name in ("GIF", "PNG", "WEBP", "TIFF", "AVIF"):
         frames = [picture(rng) for _ in range(3)]
         data = encoded(frames[0], name, save_all=True, append_images=frames[1:])
-        yield f"valid/frames.{_extension(name)}", data
-    for name in DAMAGED:
-        for part in (0.02, 0.3, 0.7, 0.98):
-            cut = valid[name][: int(len(valid[name]) * part)]
-            yield f"truncated/{name}_{part}.{_extension(name)}", cut
-        for number in range(7):
-            data = bytearray(valid[name])
-            # Headers are where flips do most.
-            within = len(data) if number % 2 else min(len(data), 200)
-            for place in rng.integers(0, within, 1 + number):
-                data[place] ^= 1 << int(rng.integers(8))
-            yield f"flipped/{name}_{number}.{_extension(name)}", bytes(data)
-        middle = len(valid[name]) // 2
-        hole = valid[name][:middle] + bytes(len(valid[name]) - middle)
-        yield f"flipped/{name}_hole.{_extension(name)}", hole
-        yield f"flipped/{name}_tail.{_extension(name)}", valid[name] + rng.bytes(50_000)
+        yield f"valid/frames{extension(name)}", data
+    yield from _poor(rng)
     yield from _bombs(rng)
     yield from _nonsense(rng)
+
+
+def _damaged(rng: np.random.Generator, name: str, valid: bytes) -> Iterator[tuple[str, bytes]]:
+    for part in (0.02, 0.3, 0.7, 0.98):
+        yield f"truncated/{name}_{part}{extension(name)}", valid[: int(len(valid) * part)]
+    for number in range(7):
+        data = bytearray(valid)
+        # Headers are where flips do most.
+        within = len(data) if number % 2 else min(len(data), 200)
+        for place in rng.integers(0, within, 1 + number):
+            data[place] ^= 1 << int(rng.integers(8))
+        yield f"flipped/{name}_{number}{extension(name)}", bytes(data)
+    middle = len(valid) // 2
+    yield f"flipped/{name}_hole{extension(name)}", valid[:middle] + bytes(len(valid) - middle)
+    yield f"flipped/{name}_tail{extension(name)}", valid + rng.bytes(50_000)
+
+
+def _poor(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Sound files of pictures that are of no use."""
+    photo = picture(rng)
+    speckled, tones = np.zeros((60, 80), np.uint8), np.full((60, 80), 60, np.uint8)
+    speckled[::16, ::16], tones[:5, :3] = 255, 200
+    for name, image in {
+        "best": photo,
+        "worse": photo.resize((60, 45)),
+        "small": photo.resize((24, 20)),
+        "wide": photo.resize((400, 40)),
+        "blank": Image.new("RGB", (80, 60), "grey"),
+        "dark": Image.fromarray(speckled),
+        "bright": Image.fromarray(255 - speckled),
+        "blurred": photo.resize((800, 600)).filter(ImageFilter.GaussianBlur(50)),
+        "two_tones": Image.fromarray(tones),
+    }.items():
+        yield f"poor/{name}.png", encoded(image, "PNG")
+    yield "poor/copy.png", encoded(photo, "PNG")
 
 
 def _bombs(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
@@ -112,6 +160,7 @@ def _bombs(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     yield "bombs/wide.bmp", b"BM" + bytes(12) + struct.pack("<IiiHH", 40, 60_000, 60_000, 1, 24)
     yield "bombs/negative.bmp", b"BM" + bytes(12) + struct.pack("<IiiHH", 40, -5, 7, 1, 24)
     yield "bombs/huge.ppm", b"P6 70000 70000 255\n"
+    yield "bombs/packed.fits", _packed_fits(80, 60, bytes(200_000_000))
     yield "bombs/digits.ppm", b"P6 " + b"9" * 5000 + b" 1 255\n"
 
 
@@ -139,8 +188,14 @@ def _nonsense(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     yield "nonsense/notes.txt", b"not an image"
     yield "nonsense/Thumbs.db", b"\0"
     yield ".hidden/inside.jpg", encoded(picture(rng), "JPEG")
-    for number, begin in enumerate((HANGS, CRASHES, EATS_MEMORY)):
-        yield f"decoders/{number}.png", begin + rng.bytes(50)
+    yield (
+        "nonsense/wrapped_drawing.jpg",
+        iptc(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    )
+    # Last by name: while it hangs, no other file makes progress.
+    yield "worst/crashes.png", CRASHES + rng.bytes(50)
+    yield "worst/eats_memory.png", EATS_MEMORY + rng.bytes(50)
+    yield "worst/hangs.png", HANGS + rng.bytes(50)
 
 
 def _write_odd_names(folder: Path) -> None:
@@ -164,7 +219,7 @@ def _write_odd_names(folder: Path) -> None:
 
 def _write_links(folder: Path) -> None:
     folder.mkdir()
-    (folder / "inside.jpg").symlink_to("../valid/JPEG_RGB.jpg")
+    (folder / "inside.jpg").symlink_to("../valid/JPEG.jpg")
     (folder / "dangling.jpg").symlink_to("nothing.jpg")
     (folder / "itself.jpg").symlink_to("itself.jpg")
     (folder / "outside.jpg").symlink_to("/etc/hostname")
@@ -189,6 +244,9 @@ def _write_what_is_no_file(folder: Path) -> None:
     forbidden = folder / "forbidden.jpg"
     forbidden.write_bytes(b"secret")
     forbidden.chmod(0)
+    (folder / "locked").mkdir()
+    (folder / "locked/inside.jpg").write_bytes(b"secret")
+    (folder / "changing.jpg").write_bytes(b"at first")
 
 
 def write_decoder(folder: Path) -> None:
@@ -203,7 +261,7 @@ import os, signal, time
 from PIL import Image, ImageFile
 
 class Faulty(ImageFile.ImageFile):
-    format, format_description = "XVTHUMB", "faulty on purpose"
+    format, format_description = "FAULTY", "on purpose"
 
     def _open(self):
         self._head = self.fp.read(20)
@@ -214,12 +272,22 @@ class Faulty(ImageFile.ImageFile):
             time.sleep(1000)
         if self._head.startswith({CRASHES!r}):
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self._head.startswith({HUNGRY!r}):
+            bytearray({HUNGER_BYTES})
+            self.im = Image.new("RGB", self.size, "red").im
+            return Image.Image.load(self)
         taken = []
         while True:
             taken.append(bytearray(16 << 20))
 
+def opened(fp, name):
+    faulty = fp.read(3) == b"XV "
+    fp.seek(0)
+    return (Faulty if faulty else thumbnail)(fp, name)
+
 Image.init()
-Image.OPEN["XVTHUMB"] = Faulty, lambda head: head.startswith(b"XV ")
+thumbnail, accepts = Image.OPEN["XVTHUMB"]
+Image.OPEN["XVTHUMB"] = opened, lambda head: head.startswith(b"XV ") or accepts(head)
 """
     )
 
@@ -239,24 +307,6 @@ def picture(rng: np.random.Generator, mode: str = "RGB") -> Image.Image:
     return image.quantize(64) if mode == "P" else image.convert(mode)
 
 
-def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
-    """The bytes of a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format_name, **options)
-    return buffer.getvalue()
-
-
-def heic(image: Image.Image) -> bytes:
-    """The bytes of a file as phones write them."""
-    buffer = io.BytesIO()
-    pillow_heif.from_pillow(image).save(buffer)
-    return buffer.getvalue()
-
-
-def _extension(format_name: str) -> str:
-    return EXTENSIONS.get(format_name, format_name.lower())
-
-
 def _turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -273,6 +323,20 @@ def _png(width: int, height: int) -> bytes:
     rows = zlib.compress(bytes(5_000_000))
     chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def _packed_fits(width: int, height: int, pixels: bytes) -> bytes:
+    cards = {"SIMPLE": "T", "BITPIX": 8, "NAXIS": 0, "END": ""}
+    table = {
+        **{"XTENSION": "'BINTABLE'", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 8, "NAXIS2": 1},
+        **{"ZIMAGE": "T", "ZCMPTYPE": "'GZIP_1  '", "ZBITPIX": 8, "ZNAXIS": 2},
+        **{"ZNAXIS1": width, "ZNAXIS2": height, "END": ""},
+    }
+    parts = [
+        "".join(f"{key:<8}= {value:>20}".ljust(80) for key, value in part.items()).ljust(2880)
+        for part in (cards, table)
+    ]
+    return "".join(parts).encode() + bytes(8) + gzip.compress(pixels)
 
 
 def _many_frames(count: int) -> bytes:

@@ -9,8 +9,8 @@ from labeling_pipeline.images.hashing import (
     content_hash,
     fingerprint,
     hamming,
-    parse_fingerprints,
     perceptual_hash,
+    unpack_fingerprints,
 )
 from labeling_pipeline.sample.scenes import draw_scene
 
@@ -42,7 +42,8 @@ def test_hamming_broadcasts_to_all_pairs():
 
 def test_a_fingerprint_holds_the_hash_and_a_thumbnail():
     pictures = [picture(1), picture(2), picture(3, 64, 200)]
-    hashes, thumbnails = parse_fingerprints([fingerprint(bands(p)) for p in pictures])
+    marks = "".join(fingerprint(bands(p)) for p in pictures)
+    hashes, thumbnails = unpack_fingerprints(bytes.fromhex(marks.replace(":", "")))
     assert hashes.tolist() == [perceptual_hash(bands(p)[0]) for p in pictures]
     assert thumbnails.shape == (3, THUMBNAIL_SIZE)
 
@@ -63,7 +64,7 @@ def test_the_smallest_pictures_have_a_fingerprint(shape: tuple[int, int, int]):
     assert len(fingerprint(bands(np.zeros(shape, np.uint8)))) == 16 + 1 + 2 * THUMBNAIL_SIZE
 
 
-def test_no_fingerprints_parse_to_nothing():
-    hashes, thumbnails = parse_fingerprints([])
+def test_no_fingerprints_unpack_to_nothing():
+    hashes, thumbnails = unpack_fingerprints(b"")
     assert hashes.shape == (0,)
     assert thumbnails.shape == (0, THUMBNAIL_SIZE)

@@ -19,7 +19,8 @@ from labeling_pipeline.images.inspection import (
     inspect_image,
 )
 from labeling_pipeline.images.opening import MAX_FILE_BYTES, Stamp
-from tests.images.corpus import CRASHES, EATS_MEMORY, HANGS, encoded, picture, write_decoder
+from tests.images.corpus import CRASHES, EATS_MEMORY, HANGS, HUNGRY, picture, write_decoder
+from tests.images.formats import encoded
 
 HASTY = Limits(time_s=2.5)
 LEAN = Limits(time_s=60, memory_bytes=128 << 20)
@@ -102,6 +103,25 @@ def test_a_decoder_that_fails_costs_its_file_and_no_other(
         assert (record.status, record.reason) == ("rejected", reason)
         assert detail in (record.detail or "")
         assert record.image_id == content_hash(path.read_bytes())
+    assert [reason_of(found[path.name]) for path in photos] == [None] * len(photos)
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "AVIF"])
+def test_a_decoder_that_gets_too_little_memory_is_understood_whatever_it_says(format_name: str):
+    data = encoded(Image.linear_gradient("L").resize((2000, 1500)).convert("RGB"), format_name)
+    little = Limits(time_s=60, memory_bytes=13 << 20)
+    (found,) = inspect_files([Job(0, data)], little)
+    assert reason_of(found) == "decoder_memory"
+
+
+@pytest.mark.usefixtures("faulty_decoder")
+def test_a_file_that_turns_out_to_need_much_memory_gets_it(tmp_path: Path, photos: list[Path]):
+    hungry = [tmp_path / f"hungry_{number}.png" for number in range(3)]
+    for number, path in enumerate(hungry):
+        path.write_bytes(HUNGRY + bytes([number]))
+    found = by_name(inspect_files((Job(p.name, p) for p in [*hungry, *photos]), processes=2))
+    records = [found[path.name].record for path in hungry]
+    assert [record and record.width_px for record in records] == [64] * 3
     assert [reason_of(found[path.name]) for path in photos] == [None] * len(photos)
 
 

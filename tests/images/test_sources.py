@@ -1,14 +1,20 @@
 import errno
+import functools
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import tracemalloc
 import unicodedata
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +449,66 @@ def test_a_damaged_file_of_an_archive_costs_that_file(tmp_path: Path):
     assert [f.path for f in found(source)] == ["a.jpg", "b.jpg"]
     assert reason(source, "a.jpg") == "unreadable"
     assert source.read("b.jpg") == b"sound"
+
+
+def test_of_a_file_that_an_archive_lies_about_no_more_is_unpacked_than_it_says(tmp_path: Path):
+    archive, size_bytes = tmp_path / "photos.zip", 200 << 20
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bomb.jpg", bytes(size_bytes))
+        file.writestr("b.jpg", b"sound")
+    said = archive.read_bytes().replace(struct.pack("<I", size_bytes), struct.pack("<I", 1000))
+    archive.write_bytes(said)
+    source = open_source(archive)
+    assert {file.path: file.size_bytes for file in found(source)} == {"bomb.jpg": 1000, "b.jpg": 5}
+    tracemalloc.start()
+    try:
+        assert reason(source, "bomb.jpg") == "unreadable"
+        assert source.read("b.jpg") == b"sound"
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+class Endless(SimpleHTTPRequestHandler):
+    """Serves a folder, and in it a file that has no end, and so no size."""
+
+    protocol_version = "HTTP/1.1"
+
+    def send_head(self) -> Any:
+        if not self.path.endswith("endless.jpg"):
+            return super().send_head()
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        return None
+
+    def do_GET(self) -> None:
+        super().do_GET()
+        with suppress(OSError):  # whoever has enough hangs up
+            while self.path.endswith("endless.jpg"):
+                self.wfile.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_what_a_web_server_lists_is_read_but_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put(tmp_path, "cats/deep/a b.jpg", "endless.jpg")
+    monkeypatch.setattr("labeling_pipeline.images.opening.MAX_FILE_BYTES", 5 << 20)
+    handler = functools.partial(Endless, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = open_source(f"http://127.0.0.1:{server.server_port}/")
+        seen = stamps(source)
+        assert seen == dict.fromkeys(("cats/deep/a%20b.jpg", "endless.jpg"), Stamp(-1, 0))
+        for path, stamp in seen.items():
+            if path == "endless.jpg":
+                assert reason(source, path, stamp) == "file_too_large"
+            else:
+                assert source.read(path, stamp) == b"cats/deep/a b.jpg"
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The embedded checkpoint, through the registry, as the pipeline asks it."""
 
+import io
 import json
 import math
 import shutil
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from labeling_pipeline.annotations import FinishReason, Generation, State
 from labeling_pipeline.errors import ConfigurationError, MissingDependencyError, ModelError
+from labeling_pipeline.images.reading import read_image
 from labeling_pipeline.models import rex_omni_protocol as protocol
 from labeling_pipeline.models.cards import ModelSettings
 from labeling_pipeline.models.generation_runtime import LOOK_EVERY, choose_attention
@@ -22,6 +24,7 @@ from labeling_pipeline.models.rex_omni import RexOmni
 from labeling_pipeline.models.rex_omni_runtime import RexOmniRuntime
 from labeling_pipeline.sample.scenes import Scene, draw_scene
 from labeling_pipeline.tasks import PERSON, Request, Task
+from tests.images.orientations import STORED_AS
 
 pytestmark = pytest.mark.checkpoint
 
@@ -131,6 +134,26 @@ def test_answers_speak_the_protocol(
             for annotation in said.annotations:
                 assert annotation.score is not None
                 assert 0 < annotation.score <= 1
+
+
+def test_boxes_land_in_the_same_place_however_a_camera_was_held(model: RexOmni):
+    drawn = scene(1)
+    requests = []
+    for orientation, stored_as in STORED_AS.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        buffer = io.BytesIO()
+        stored = Image.fromarray(np.ascontiguousarray(stored_as(drawn.image)))
+        stored.save(buffer, "JPEG", exif=exif, quality=95, subsampling=0)
+        pixels = read_image(buffer.getvalue())
+        requests.append(Request(pixels, Task.DETECTION, (*SHAPES, "person")))
+    boxes = []
+    for request, answer in zip(requests, model.generate(requests), strict=True):
+        parsed = model.parse(answer, request.task, request.labels, request.size_px)
+        boxes.append([a.bbox for said in parsed.labels.values() for a in said.annotations])
+    assert boxes[0]
+    for found in boxes:
+        assert all(iou(one, other) > 0.9 for one, other in zip(found, boxes[0], strict=True))
 
 
 def test_what_is_recorded_equals_what_plain_raw_logits_say(

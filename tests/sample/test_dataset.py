@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from labeling_pipeline.cleaning import clean
 from labeling_pipeline.errors import ConfigurationError
-from labeling_pipeline.images.duplicates import near_duplicates
 from labeling_pipeline.images.inspection import inspect_image
-from labeling_pipeline.images.quality import CleaningRules, judge
+from labeling_pipeline.images.quality import CleaningRules
 from labeling_pipeline.images.reading import read_image
-from labeling_pipeline.images.sources import FoundFile, open_source
+from labeling_pipeline.images.sources import open_source
+from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.sample.dataset import DOCUMENTS, MARKER, SampleSummary, write_sample
 from labeling_pipeline.sample.documents import CHINESE, JAPANESE, LATIN, TEXT_LINE
 from labeling_pipeline.sample.scenes import POSTURES, SHAPES
+from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import PERSON
 
 PER_CLASS = 4
@@ -133,27 +135,22 @@ def test_text_lines_and_they_alone_say_what_is_written_there(truth: dict[str, An
         assert set(texts) & set(written)
 
 
-def test_cleaning_finds_exactly_the_odd_files(sample: SampleSummary):
-    rules = CleaningRules()
-    odd: dict[str, str] = {}
-    good = {}
-    listing = open_source(sample.image_root).scan().sort_by("path").to_pylist()
-    for file in (FoundFile(**row) for row in listing):
-        if file.skipped_reason is not None:
-            odd[file.path] = file.skipped_reason
-            continue
-        record = inspect_image((sample.image_root / file.path).read_bytes())
-        verdict = judge(record, rules)
-        if verdict is not None:
-            odd[file.path] = verdict[0]
-        elif any(record.image_id == other.image_id for other in good.values()):
-            odd[file.path] = "exact_duplicate"
-        else:
-            good[file.path] = record
-    paths = list(good)
-    for i, kept in enumerate(near_duplicates(list(good.values()), rules)):
-        if i != kept:
-            odd[paths[i]] = f"near_duplicate of {paths[kept]}"
+def test_cleaning_finds_exactly_the_odd_files(sample: SampleSummary, tmp_path: Path):
+    store, source = AnnotationStore(tmp_path / "a.duckdb"), open_source(sample.image_root)
+    update_inventory(store, source)
+    clean(store, source, CleaningRules())
+    odd = {
+        row["path"]: row["reason"] if row["kept"] is None else f"{row['reason']} of {row['kept']}"
+        for row in store.query(
+            """
+            SELECT f.path, f.reason, best.path AS kept
+            FROM files f
+            LEFT JOIN images i ON i.image_id = f.image_id AND f.reason = 'near_duplicate'
+            LEFT JOIN files best ON best.image_id = i.cluster AND best.status = 'accepted'
+            WHERE f.reason IS NOT NULL
+            """
+        ).to_pylist()
+    }
     assert odd == {
         "arms_raised/notes.jpg": "not_an_image",
         "circle/.DS_Store": "system_file",
