@@ -7,7 +7,6 @@ from assets.metadata import fixed, frame_table, png, table
 from labeling_pipeline.evaluation.actions import Recognition, compare_methods
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.actions import (
-    action_figures,
     evaluate_stored_actions,
     predict_and_store_actions,
     write_action_tables,
@@ -73,9 +72,8 @@ def build_action_assets(plan: Plan) -> list[dg.AssetsDefinition]:
         metadata: dict[str, dg.MetadataValue] = {"files": dg.MetadataValue.path(folder.resolve())}
         metadata["comparison"] = frame_table(compare_methods(recognitions))
         for one in recognitions:
-            figures = action_figures(one)
-            write_figures(folder, figures)
-            metadata |= _numbers(one) | {name: png(data) for name, data in figures.items()}
+            write_figures(folder, one.figures)
+            metadata |= _numbers(one) | {name: png(data) for name, data in one.figures.items()}
         context.add_output_metadata(metadata)
 
     return [action_predictions, har_evaluation]

@@ -7,7 +7,6 @@ from assets.metadata import frame_table, png
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.calibration import (
     calibrate,
-    calibration_figures,
     write_calibration,
 )
 from resources.annotation_store import AnnotationStoreResource
@@ -41,8 +40,7 @@ def build_calibration_asset(plan: Plan) -> dg.AssetsDefinition:
                 {"note": "the plan names no ground_truth, so there is nothing to learn from"}
             )
             return
-        figures = calibration_figures(learned)
-        path = write_calibration(annotation_store.at(), effective, learned, figures)
+        path = write_calibration(annotation_store.at(), effective, learned)
         context.add_output_metadata(
             {
                 "scores": frame_table(learned.table),
@@ -50,7 +48,7 @@ def build_calibration_asset(plan: Plan) -> dg.AssetsDefinition:
                     learned.thresholds.drop(columns=["recall_of_all", "true", "model_key"])
                 ),
                 "file": dg.MetadataValue.path(path.resolve()),
-                **{name: png(data) for name, data in figures.items()},
+                **{name: png(data) for name, data in learned.figures.items()},
             }
         )
 

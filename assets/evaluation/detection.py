@@ -1,7 +1,5 @@
 """``detection_evaluation``: what was found and read, against what is known."""
 
-from collections.abc import Mapping
-
 import dagster as dg
 
 from assets.evaluation.upstream import EVALUATION, WHEN_LABELS_ARE_IN, labels_of
@@ -9,7 +7,6 @@ from assets.metadata import fixed, frame_table, png, table
 from labeling_pipeline.evaluation.entry import EntryEvaluation
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.detection import (
-    detection_figures,
     evaluate_all,
     write_detection,
 )
@@ -56,17 +53,14 @@ def build_detection_asset(plan: Plan) -> dg.AssetsDefinition:
         write_detection(folder, evaluations)
         metadata: dict[str, dg.MetadataValue] = {"tables": dg.MetadataValue.path(folder.resolve())}
         for evaluation in evaluations:
-            figures = detection_figures(evaluation)
-            write_figures(folder, figures)
-            metadata |= _metadata(evaluation, figures)
+            write_figures(folder, evaluation.figures)
+            metadata |= _metadata(evaluation)
         context.add_output_metadata(metadata)
 
     return detection_evaluation
 
 
-def _metadata(
-    evaluation: EntryEvaluation, figures: Mapping[str, bytes]
-) -> dict[str, dg.MetadataValue]:
+def _metadata(evaluation: EntryEvaluation) -> dict[str, dg.MetadataValue]:
     """What a person wants to see of one entry."""
     name, told = evaluation.name, dict[str, dg.MetadataValue]()
     if evaluation.notes:
@@ -88,4 +82,4 @@ def _metadata(
         told[f"{name}_error_kinds"] = frame_table(evaluation.kinds)
     if evaluation.text:
         told[f"{name}_misread"] = frame_table(evaluation.misread.drop(columns="image_id"))
-    return told | {figure: png(data) for figure, data in figures.items()}
+    return told | {figure: png(data) for figure, data in evaluation.figures.items()}

@@ -50,9 +50,7 @@ def build_review_asset(plan: Plan) -> dg.AssetsDefinition:
                 "worth_a_look": review.queue.worth_a_look,
                 "settled_by_people": review.queue.settled,
                 "expected_errors": round(review.queue.expected_errors, 1),
-                "look_at_first": frame_table(
-                    shown.assign(reasons=shown["reasons"].str.slice(stop=110))
-                ),
+                "look_at_first": frame_table(shown),
                 "drawn": drawn,
                 "queue": dg.MetadataValue.path((folder / "queue.csv").resolve()),
                 **{name: png(data) for name, data in figures.items()},

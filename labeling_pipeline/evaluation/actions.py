@@ -16,7 +16,8 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,12 @@ from labeling_pipeline.evaluation.classification import (
 )
 from labeling_pipeline.evaluation.intervals import Measure
 from labeling_pipeline.evaluation.keypoints import visible_points
+from labeling_pipeline.evaluation.plots import actions as plots
+from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.tasks import PERSON
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KEYPOINTS, ZERO_SHOT = "keypoints", "zero_shot"
 """The methods, as table ``action_predictions`` of the store spells them."""
@@ -105,6 +111,23 @@ class Recognition:
         """For people."""
         name = self.method.replace("_", "-")
         return f"{name}, test folder" if self.is_test else name
+
+    @cached_property
+    def figures(self) -> dict[str, bytes]:
+        """Name -> PNG. Of a test folder those that say what was mistaken for what; how sure the
+        predictions were is the same question on fewer images."""
+        scores, predictions = self.evaluation.scores, self.predictions
+        figures: dict[str, Figure] = {"confusion_matrix": plots.confusion_matrix(scores.confusion)}
+        if not self.is_test:
+            figures["true_versus_predicted"] = plots.true_versus_predicted(predictions)
+        figures["class_scores"] = plots.class_scores(scores.per_class)
+        if not self.is_test:
+            figures |= {
+                "top_probabilities": plots.top_probabilities(predictions),
+                "risk_coverage": plots.risk_coverage(scores.risk, scores.abstain),
+                "reliability": plots.reliability(scores.reliability),
+            }
+        return {f"{self.key}_{name}": png_bytes(figure) for name, figure in figures.items()}
 
     @property
     def why_not(self) -> str:

@@ -21,11 +21,14 @@ all of them.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from labeling_pipeline.evaluation.intervals import Interval, clustered_interval
+from labeling_pipeline.evaluation.plots.frame import png_bytes
+from labeling_pipeline.evaluation.plots.shapes import reliability_diagram
 from labeling_pipeline.evaluation.reliability import (
     Reliability,
     calibration_error_interval,
@@ -92,6 +95,19 @@ class Calibration:
 
     models: tuple[ModelCalibration, ...]
     thresholds: pd.DataFrame
+
+    @cached_property
+    def figures(self) -> dict[str, bytes]:
+        """Scores against what was right, before and after, of each model and task: name -> PNG."""
+        return {
+            f"{one.task}_{one.model_key}": png_bytes(
+                reliability_diagram(
+                    one.scores.before, f"{one.model}, {one.task}", "boxes", one.scores.after
+                )
+            )
+            for one in self.models
+            if one.scores.boxes
+        }
 
     @property
     def table(self) -> pd.DataFrame:

@@ -180,7 +180,6 @@ def evaluate_detection(
     f1, mean_f1, *by_label = tally.f1_intervals(at, means)
     now = matching.at(at)
     errors = find_errors(found, true, now, iou_threshold, truths)
-    kept = [name for name in _KEPT if name in found]
     return DetectionEvaluation(
         iou_threshold=iou_threshold,
         overall=tally.overall[at],
@@ -190,14 +189,32 @@ def evaluate_detection(
         mean_f1_interval=mean_f1,
         per_label=_per_label(tally, thresholds, at, means, by_label, errors),
         per_size=_per_size(found, true, crowd, now),
-        matches=found[[*PAIR, *kept]]
-        .assign(score=scores_of(found), iou=now.iou, correct=now.taken >= 0)[~now.ignored]
-        .reset_index(drop=True),
+        matches=_matches(found, now),
         errors=errors,
         judged_images=tuple(tally.images),
         not_asked=int(truths["image_id"].isin(tally.images).sum()) - len(true),
         ignored=int(now.ignored.sum()),
     )
+
+
+def judge_boxes(
+    predictions: pd.DataFrame,
+    truths: pd.DataFrame,
+    asked: pd.DataFrame,
+    iou_threshold: float = 0.5,
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Which boxes are right, and nothing more: arguments as of `evaluate_detection`.
+
+    Returns:
+        ``DetectionEvaluation.matches``, and label -> its support, of every asked label.
+    """
+    pairs = pairs_of(asked)
+    found, found_pairs = rows_of(predictions, pairs)
+    true, true_pairs = rows_of(truths, pairs)
+    matching = match_rows(found, found_pairs, true, true_pairs, [iou_threshold])
+    support = true.loc[~crowd_of(true), "label"].value_counts()
+    labels = sorted(set(pairs["label"]))
+    return _matches(found, matching.at(0)), {one: int(support.get(one, 0)) for one in labels}
 
 
 @dataclass(frozen=True)
@@ -294,6 +311,14 @@ def _ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotients; NaN where there is none."""
     nothing = np.full(np.shape(numerator), math.nan)
     return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) > 0)
+
+
+def _matches(found: pd.DataFrame, matching: MatchingAt) -> pd.DataFrame:
+    kept = [name for name in _KEPT if name in found]
+    judged = found[[*PAIR, *kept]].assign(
+        score=scores_of(found), iou=matching.iou, correct=matching.taken >= 0
+    )
+    return judged[~matching.ignored].reset_index(drop=True)
 
 
 def _mean_f1(counts: Sequence[Counts]) -> float | None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from labeling_pipeline.evaluation.detection_errors import ErrorKind
 from labeling_pipeline.evaluation.intervals import Measure
 from labeling_pipeline.evaluation.keypoints import KeypointEvaluation
 from labeling_pipeline.evaluation.outlines import OutlineEvaluation
+from labeling_pipeline.evaluation.plots import detection as plots
+from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.evaluation.text import TextEvaluation
 
 
@@ -58,6 +61,23 @@ class EntryEvaluation:
         """How many images it is about."""
         judged = self.boxes or self.text
         return len(judged.judged_images) if judged else 0
+
+    @cached_property
+    def figures(self) -> dict[str, bytes]:
+        """What is seen at a glance: name -> PNG."""
+        boxes, name = self.boxes, self.name
+        if boxes is None or not self.judged_images:
+            return {}
+        figures = {
+            f"{name}_labels": plots.detection_labels(boxes.per_label),
+            f"{name}_sizes": plots.detection_sizes(boxes.per_size),
+            f"{name}_box_scores": plots.box_scores(boxes.matches),
+        }
+        if self.ranking is not None:
+            figures[f"{name}_precision_recall"] = plots.precision_recall(
+                self.ranking.curves, boxes.overall
+            )
+        return {name: png_bytes(figure) for name, figure in figures.items()}
 
     @property
     def labels(self) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -28,16 +27,12 @@ from labeling_pipeline.evaluation.actions import (
 )
 from labeling_pipeline.evaluation.agreement import ANSWERED
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
-from labeling_pipeline.evaluation.plots import actions as plots
-from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.inventory import held_out_images
 from labeling_pipeline.plan import Entry, Plan
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Predicting -------------------------------------------------------------------------------------
 
@@ -185,6 +180,7 @@ def _replace_predictions(store: AnnotationStore, predictions: pd.DataFrame) -> N
 # Judging ----------------------------------------------------------------------------------------
 
 
+@remembered
 def evaluate_stored_actions(store: AnnotationStore, plan: Plan) -> list[Recognition]:
     """How well the stored predictions tell the actions apart.
 
@@ -234,26 +230,6 @@ def _stored_predictions(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
         probabilities=pd.Series(chances, index=rows.index, dtype=object),
         top_probability=[max(p.values()) if p else math.nan for p in chances],
     )
-
-
-def action_figures(recognition: Recognition) -> dict[str, bytes]:
-    """The figures of one method on one part of the images: name -> PNG.
-
-    Of a test folder those that say what was mistaken for what; how sure the predictions were is the
-    same question on fewer images.
-    """
-    scores, predictions = recognition.evaluation.scores, recognition.predictions
-    figures: dict[str, Figure] = {"confusion_matrix": plots.confusion_matrix(scores.confusion)}
-    if not recognition.is_test:
-        figures["true_versus_predicted"] = plots.true_versus_predicted(predictions)
-    figures["class_scores"] = plots.class_scores(scores.per_class)
-    if not recognition.is_test:
-        figures |= {
-            "top_probabilities": plots.top_probabilities(predictions),
-            "risk_coverage": plots.risk_coverage(scores.risk, scores.abstain),
-            "reliability": plots.reliability(scores.reliability),
-        }
-    return {f"{recognition.key}_{name}": png_bytes(figure) for name, figure in figures.items()}
 
 
 def write_action_tables(folder: Path, recognitions: Sequence[Recognition]) -> None:

@@ -24,6 +24,7 @@ from labeling_pipeline.evaluation.report.data import Picture
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Entry, Plan
 from labeling_pipeline.reporting.figures import Panel, draw_side_by_side, write_tables
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 from labeling_pipeline.tasks import RULES, Geometry
@@ -33,6 +34,7 @@ _COMPARED = ["entry_a", "entry_b", "class", "image_id"]
 _MOST_DRAWN = 3
 
 
+@remembered
 def measure_agreement(store: AnnotationStore, plan: Plan) -> Agreement:
     """How far entries with different models agree on the boxes of the classes that both label.
 
@@ -63,7 +65,8 @@ def measure_agreement(store: AnnotationStore, plan: Plan) -> Agreement:
         .assign(entry_a=a, entry_b=b)
         for a, b, classes in _comparable(plan, keys, names)
     ]
-    boxes = current_annotations(store, current_view(plan)).dropna(subset=BOX_COLUMNS)
+    boxes = current_annotations(store, current_view(plan), nested=False)
+    boxes = boxes.dropna(subset=BOX_COLUMNS)
     boxes = boxes.assign(**{"class": boxes["display_name"]})
     return compare_entries(
         pd.concat(asked, ignore_index=True) if asked else pd.DataFrame(columns=ASKED_COLUMNS), boxes

@@ -6,7 +6,9 @@ whichever model, threshold or parser the answer comes from.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from labeling_pipeline.images.reading import decode
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.labeling import Progress
 from labeling_pipeline.plan import Entry, Plan
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.results import annotation_of
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import View, answered_annotations, current_outcomes
@@ -69,9 +72,7 @@ def can_miss(entry: Entry) -> bool:
 
 def entry_samples(store: AnnotationStore, plan: Plan, record: Record) -> Iterator[Sample]:
     """The sample of every entry that was asked anything."""
-    view = current_view(plan)
-    answers = answered_annotations(store, view)
-    every_pair = _pairs(store, view, answers)
+    answers, every_pair = _answers(store, plan)
     for entry in plan.entries:
         pairs = every_pair[every_pair["entry"] == entry.name]
         if not can_miss(entry):
@@ -80,6 +81,14 @@ def entry_samples(store: AnnotationStore, plan: Plan, record: Record) -> Iterato
             sample = draw_sample(pairs, plan.audit.per_label, plan.audit.seed)
             known = record.get(entry.name, {})
             yield Sample(entry, sample, dict(_items(entry, sample, answers, known)))
+
+
+@remembered
+def _answers(store: AnnotationStore, plan: Plan) -> tuple[pa.Table, pd.DataFrame]:
+    """What models answered, and what they were asked, see `_pairs`."""
+    view = current_view(plan)
+    answers = answered_annotations(store, view)
+    return answers, _pairs(store, view, answers)
 
 
 def _pairs(store: AnnotationStore, view: View, answers: pa.Table) -> pd.DataFrame:
@@ -189,9 +198,15 @@ def draw_missing(
         for item in sample.items.values()
         if item.is_drawn and not (folder / picture_of(item.name)).is_file()
     ]
-    for done, (entry, item) in enumerate(missing, 1):
+
+    def draw(one: tuple[Entry, Item]) -> None:
+        entry, item = one
         write_jpeg(folder / picture_of(item.name), _drawn(entry, item, source))
-        progress(done, len(missing))
+
+    # Half of the time is spent where Python holds no lock: reading, scaling and writing JPEGs.
+    with ThreadPoolExecutor(os.cpu_count()) as painters:
+        for done, _ in enumerate(painters.map(draw, missing), 1):
+            progress(done, len(missing))
 
 
 def _drawn(entry: Entry, item: Item, source: ImageSource) -> np.ndarray:

@@ -13,8 +13,6 @@ from labeling_pipeline.evaluation.calibration import (
     calibrate_scores,
     choose_thresholds,
 )
-from labeling_pipeline.evaluation.plots.frame import png_bytes
-from labeling_pipeline.evaluation.plots.shapes import reliability_diagram
 from labeling_pipeline.evaluation.report.calibration import CalibrationReport
 from labeling_pipeline.export.thresholds_yaml import (
     CalibrationItem,
@@ -25,8 +23,9 @@ from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
-from labeling_pipeline.reporting.detection import evaluate_answers
+from labeling_pipeline.reporting.detection import judge_answers
 from labeling_pipeline.reporting.figures import report_pictures, write_figures
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import Task
 
@@ -34,6 +33,7 @@ THRESHOLDS_FILE = "thresholds.yaml"
 """In the reports of a home."""
 
 
+@remembered
 def calibrate(store: AnnotationStore, plan: Plan, source: ImageSource) -> Calibration | None:
     """Learn what the scores of the plan's models mean, and choose thresholds. Near duplicates are
     one image. ``None`` without ground truth.
@@ -41,14 +41,14 @@ def calibrate(store: AnnotationStore, plan: Plan, source: ImageSource) -> Calibr
     Raises:
         ConfigurationError: the plan names a ground truth that cannot be read.
     """
-    evaluations = evaluate_answers(store, plan, source)
-    if not evaluations:
+    judged = judge_answers(store, plan, source)
+    if not judged:
         return None
     settings = plan.calibration
     images = store.query("SELECT image_id, coalesce(cluster, image_id) AS cluster FROM images")
     group_of = dict(zip(*(images[c].to_pylist() for c in ("image_id", "cluster")), strict=True))
     boxes = pd.concat(
-        [one.matches.assign(entry=entry) for entry, one in evaluations.items()], ignore_index=True
+        [matches.assign(entry=entry) for entry, (matches, _) in judged.items()], ignore_index=True
     )
     boxes["group"] = boxes["image_id"].map(group_of)
     # Sums of probabilities may be rounded to a little over 1.
@@ -56,15 +56,15 @@ def calibrate(store: AnnotationStore, plan: Plan, source: ImageSource) -> Calibr
     boxes = boxes[BOX_COLUMNS]
     models = models_of(plan)
     uses: dict[tuple[str, Task], list[str]] = {}
-    for entry in evaluations:
+    for entry in judged:
         uses.setdefault((models[entry].model_key, plan.entry(entry).task), []).append(entry)
     true_boxes = {
-        (entry, row.label): int(row.support)
-        for entry, one in evaluations.items()
-        for row in one.per_label.itertuples()
+        (entry, label): count
+        for entry, (_, support) in judged.items()
+        for label, count in support.items()
     }
     thresholds = choose_thresholds(boxes, true_boxes, settings.target_precision, settings.folds)
-    keys = {entry: models[entry].model_key for entry in evaluations}
+    keys = {entry: models[entry].model_key for entry in judged}
     return Calibration(
         tuple(
             ModelCalibration(
@@ -117,13 +117,11 @@ def thresholds_of(plan: Plan, calibration: Calibration) -> Thresholds:
     )
 
 
-def write_calibration(
-    home: Home, plan: Plan, calibration: Calibration, figures: dict[str, bytes]
-) -> Path:
+def write_calibration(home: Home, plan: Plan, calibration: Calibration) -> Path:
     """Write the thresholds file, and tables and figures to a folder of their own; returns the path
-    of the file. figures: name -> PNG."""
+    of the file."""
     folder = home.reports / "calibration"
-    write_figures(folder, figures)
+    write_figures(folder, calibration.figures)
     tables = {"scores": calibration.table, "thresholds": calibration.thresholds}
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
@@ -131,19 +129,6 @@ def write_calibration(
     path = home.reports / THRESHOLDS_FILE
     write_if_changed(path, thresholds_of(plan, calibration).to_yaml().encode())
     return path
-
-
-def calibration_figures(calibration: Calibration) -> dict[str, bytes]:
-    """Scores against what was right, before and after, of each model and task: name -> PNG."""
-    return {
-        f"{one.task}_{one.model_key}": png_bytes(
-            reliability_diagram(
-                one.scores.before, f"{one.model}, {one.task}", "boxes", one.scores.after
-            )
-        )
-        for one in calibration.models
-        if one.scores.boxes
-    }
 
 
 def calibration_report(
@@ -157,7 +142,7 @@ def calibration_report(
         calibration,
         plan.calibration.target_precision,
         _applied(plan, calibration, home),
-        report_pictures(calibration_figures(calibration)),
+        report_pictures(calibration.figures),
     )
 
 

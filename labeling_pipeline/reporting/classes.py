@@ -4,10 +4,12 @@ import pandas as pd
 
 from labeling_pipeline.asks import current_view, model_keys
 from labeling_pipeline.plan import Plan
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 
 
+@remembered
 def class_table(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
     """One row per entry x class it covers, over the class's own images.
 
@@ -17,7 +19,7 @@ def class_table(store: AnnotationStore, plan: Plan) -> pd.DataFrame:
     keys = model_keys(plan)
     outcomes = current_outcomes(store, keys)
     outcomes = outcomes[outcomes["belongs"]]
-    annotations = current_annotations(store, current_view(plan))
+    annotations = current_annotations(store, current_view(plan), nested=False)
     annotations = annotations[annotations["belongs"]]
     group = ["entry", "class"]
     found = annotations.groupby(group).agg(

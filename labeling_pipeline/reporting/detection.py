@@ -7,18 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from labeling_pipeline.evaluation.average_precision import rank_boxes
-from labeling_pipeline.evaluation.detection import DetectionEvaluation, evaluate_detection
+from labeling_pipeline.evaluation.detection import evaluate_detection, judge_boxes
 from labeling_pipeline.evaluation.detection_errors import ERROR_COLUMNS, worst_first
 from labeling_pipeline.evaluation.entry import EntryEvaluation, Measure
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.outlines import evaluate_outlines
-from labeling_pipeline.evaluation.plots import detection as plots
-from labeling_pipeline.evaluation.plots.frame import png_bytes
 from labeling_pipeline.evaluation.text import MISREAD_COLUMNS, TextEvaluation, evaluate_text
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.reporting.truth import Known, known_from_corrections, known_from_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import RULES, Geometry
@@ -50,17 +49,18 @@ def evaluate_corrections(
     return {one.entry.name: _evaluate(one) for one in known}
 
 
-def evaluate_answers(
+def judge_answers(
     store: AnnotationStore, plan: Plan, source: ImageSource
-) -> dict[str, DetectionEvaluation]:
-    """Entry -> evaluation of the boxes that the plan's models themselves answered: before
-    corrections and thresholds. Otherwise as `evaluate_entries`; of entries that have boxes.
+) -> dict[str, tuple[pd.DataFrame, dict[str, int]]]:
+    """Entry -> which of the boxes are right that the plan's models themselves answered, before
+    corrections and thresholds, as of `judge_boxes`. Otherwise as `evaluate_entries`; of entries
+    that have boxes.
 
     Raises:
         ConfigurationError: as `evaluate_entries`.
     """
     return {
-        known.entry.name: evaluate_detection(
+        known.entry.name: judge_boxes(
             known.predictions.dropna(subset=BOX_COLUMNS),
             known.boxes.dropna(subset=BOX_COLUMNS),
             known.pairs,
@@ -70,6 +70,7 @@ def evaluate_answers(
     }
 
 
+@remembered
 def evaluate_all(store: AnnotationStore, plan: Plan, source: ImageSource) -> list[EntryEvaluation]:
     """What is known from files, then what is known from corrections.
 
@@ -166,20 +167,3 @@ def _written(measure: Measure) -> dict[str, object]:
         "value": measure.value,
         "interval": None if interval is None else [interval.low, interval.high],
     }
-
-
-def detection_figures(evaluation: EntryEvaluation) -> dict[str, bytes]:
-    """What is seen at a glance of one evaluation: name -> PNG."""
-    boxes, name = evaluation.boxes, evaluation.name
-    if boxes is None or not evaluation.judged_images:
-        return {}
-    figures = {
-        f"{name}_labels": plots.detection_labels(boxes.per_label),
-        f"{name}_sizes": plots.detection_sizes(boxes.per_size),
-        f"{name}_box_scores": plots.box_scores(boxes.matches),
-    }
-    if evaluation.ranking is not None:
-        figures[f"{name}_precision_recall"] = plots.precision_recall(
-            evaluation.ranking.curves, boxes.overall
-        )
-    return {name: png_bytes(figure) for name, figure in figures.items()}

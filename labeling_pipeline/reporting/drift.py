@@ -31,6 +31,7 @@ from labeling_pipeline.reporting.figures import (
     report_pictures,
     write_tables,
 )
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import (
     View,
@@ -46,6 +47,7 @@ _ANNOTATION = [*PAIR, "annotation_id", *BOX_COLUMNS, "score", "text", "point", "
 _MOST_DRAWN = 3
 
 
+@remembered
 def measure_drift(store: AnnotationStore, plan: Plan) -> DriftReport:
     """How the answers of the plan's models differ from those of other ones, entry by entry.
 

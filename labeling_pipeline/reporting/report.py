@@ -32,14 +32,12 @@ from labeling_pipeline.evaluation.report.history import (
 from labeling_pipeline.evaluation.report.index import Run, render_index
 from labeling_pipeline.evaluation.report.page import render_report
 from labeling_pipeline.evaluation.report.provenance import ModelUse, provenance_section
-from labeling_pipeline.evaluation.report.review import review_section
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.inventory import report_files
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.actions import (
-    action_figures,
     evaluate_stored_actions,
     why_not_recognised,
 )
@@ -47,11 +45,10 @@ from labeling_pipeline.reporting.agreement import agreement_report, measure_agre
 from labeling_pipeline.reporting.audit import audit_report
 from labeling_pipeline.reporting.calibration import calibration_report
 from labeling_pipeline.reporting.classes import class_table
-from labeling_pipeline.reporting.detection import detection_figures, evaluate_all
+from labeling_pipeline.reporting.detection import evaluate_all
 from labeling_pipeline.reporting.drift import drift_report, measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
-from labeling_pipeline.reporting.review import measure_review, review_report
-from labeling_pipeline.reporting.settled import review_folder
+from labeling_pipeline.reporting.review import review_report
 from labeling_pipeline.store.annotation_store import AnnotationStore
 
 _PAGE, _SUMMARY, _RUNS = "report.html", "summary.json", "runs"
@@ -135,23 +132,22 @@ def _sections(
     """In the order in which a reader wants them: how good, what to look at, what there is."""
     agreement = measure_agreement(store, plan)
     drift = measure_drift(store, plan)
-    review = measure_review(store, plan, home, agreement, drift.measured)
     actions = evaluate_stored_actions(store, plan)
     files = report_files(store)
     return (
         detection_section(
             [
-                EntryDetection(evaluation, report_pictures(detection_figures(evaluation)))
+                EntryDetection(evaluation, report_pictures(evaluation.figures))
                 for evaluation in evaluate_all(store, plan, source)
             ]
         ),
         calibration_section(calibration_report(store, plan, source, home)),
         actions_section(
-            [ActionReport(one, report_pictures(action_figures(one))) for one in actions],
+            [ActionReport(one, report_pictures(one.figures)) for one in actions],
             why_not_recognised(actions),
         ),
         audit_report(store, plan, home),
-        review_section(review_report(review, review_folder(home))),
+        review_report(store, plan, home),
         agreement_section(agreement_report(agreement, source)),
         drift_section(drift_report(drift, source)),
         coverage_section(rows),

@@ -21,14 +21,19 @@ from labeling_pipeline.drawing import (
     encode_jpeg,
     write_jpeg,
 )
+from labeling_pipeline.errors import ConfigurationError
 from labeling_pipeline.evaluation.agreement import SIDE_COLUMNS, SIDES, Agreement
 from labeling_pipeline.evaluation.drift import SIDE_COLUMNS as DRIFT_COLUMNS
 from labeling_pipeline.evaluation.drift import Change, ModelDrift
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.plots import review as plots
 from labeling_pipeline.evaluation.plots.frame import png_bytes
-from labeling_pipeline.evaluation.report.data import Picture
-from labeling_pipeline.evaluation.report.review import MOST_LISTED, ReviewReport
+from labeling_pipeline.evaluation.report.data import Picture, Section
+from labeling_pipeline.evaluation.report.review import (
+    MOST_LISTED,
+    ReviewReport,
+    review_section,
+)
 from labeling_pipeline.evaluation.review import (
     NAMED_FROM,
     PAIR,
@@ -48,6 +53,7 @@ from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.agreement import measure_agreement
 from labeling_pipeline.reporting.drift import measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
+from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.reporting.settled import (
     QUEUE,
     read_marks,
@@ -81,9 +87,7 @@ class Review:
     annotations: pd.DataFrame
 
 
-def measure_review(
-    store: AnnotationStore, plan: Plan, home: Home, agreement: Agreement, drift: ModelDrift
-) -> Review:
+def measure_review(store: AnnotationStore, plan: Plan, home: Home) -> Review:
     """Which images to look at first, by all that is known of the labels that are in force.
 
     Of each class's own images, which its files and pictures show.
@@ -92,33 +96,49 @@ def measure_review(
         store: where the labels are.
         plan: which of them are in force.
         home: in its reports people leave their verdicts.
-        agreement: of the plan's entries.
-        drift: of the plan's models.
 
     Raises:
         ConfigurationError: a file that people fill in cannot be read.
     """
+    known = _measure_doubts(store, plan)
+    done = settled(known.doubts, known.images, store, plan, home)
+    queue = rank_images(known.doubts, done, known.images["path"])
+    return Review(queue, _table(queue, known.images, known.outcomes, plan), known.annotations)
+
+
+@dataclass(frozen=True)
+class _Doubts:
+    """doubts: in what is labeled, settled or not. annotations, outcomes: that hold, of each class's
+    own images. images: by image id, with ``answers``, see `settled`."""
+
+    doubts: pd.DataFrame
+    annotations: pd.DataFrame
+    outcomes: pd.DataFrame
+    images: pd.DataFrame
+
+
+@remembered
+def _measure_doubts(store: AnnotationStore, plan: Plan) -> _Doubts:
     view = current_view(plan)
     annotations = current_annotations(store, view)
     annotations = annotations[annotations["belongs"]].drop_duplicates("annotation_id")
     outcomes = current_outcomes(store, view.model_keys)
     outcomes = outcomes[outcomes["belongs"]]
     answered = annotations[annotations["corrected_by"].isna()]
+    alone = _found_by_one(measure_agreement(store, plan), plan, class_names(store))
     doubts = pd.concat(
         [
             doubts_of_scores(answered),
             doubts_of_answers(outcomes.drop_duplicates(PAIR)),
             doubts_of_twins(answered),
-            doubts_of_boxes(_found_by_one(agreement, plan, class_names(store)), Reason.ONE_MODEL),
-            *(doubts_of_boxes(*of_drift) for of_drift in _drifted(drift)),
+            doubts_of_boxes(alone, Reason.ONE_MODEL),
+            *(doubts_of_boxes(*one) for one in _drifted(measure_drift(store, plan).measured)),
         ],
         ignore_index=True,
     )
     images = outcomes.drop_duplicates("image_id").set_index("image_id")
     images = images.assign(answers=_answers(annotations, outcomes))
-    done = settled(doubts, images, store, plan, home)
-    queue = rank_images(doubts, done, images["path"])
-    return Review(queue, _table(queue, images, outcomes, plan), annotations)
+    return _Doubts(doubts, annotations, outcomes, images)
 
 
 def make_queue(
@@ -133,8 +153,7 @@ def make_queue(
         ConfigurationError: a file that people fill in cannot be read; nothing is written.
         ImageError: an image cannot be read any more.
     """
-    agreement, drift = measure_agreement(store, plan), measure_drift(store, plan)
-    review = measure_review(store, plan, home, agreement, drift.measured)
+    review = measure_review(store, plan, home)
     folder = review_folder(home)
     write_review(folder, review)
     return review, draw_queue(review, source, folder / "pictures")
@@ -337,16 +356,21 @@ def review_sheet(review: Review, folder: Path) -> np.ndarray | None:
     return contact_sheet(list(pictures.values()), list(pictures), columns=3) if pictures else None
 
 
-def review_report(review: Review, folder: Path) -> ReviewReport | None:
-    """What the report shows; ``None`` if nothing has been labeled. folder: of the review."""
+def review_report(store: AnnotationStore, plan: Plan, home: Home) -> Section:
+    """The section of the report. A file of people that cannot be understood leaves the page without
+    it, and the page says why."""
+    try:
+        review = measure_review(store, plan, home)
+    except ConfigurationError as error:
+        return review_section(None, str(error))
     if not review.queue.total:
-        return None
-    return ReviewReport(
-        review.queue,
-        review.table.head(MOST_LISTED),
-        tuple(
-            Picture(title, encode_jpeg(pixels), title)
-            for title, pixels in first_pictures(review, folder).items()
-        ),
-        report_pictures(review_figures(review.queue)),
+        return review_section(None)
+    pictures = first_pictures(review, review_folder(home))
+    return review_section(
+        ReviewReport(
+            review.queue,
+            review.table.head(MOST_LISTED),
+            tuple(Picture(name, encode_jpeg(pixels), name) for name, pixels in pictures.items()),
+            report_pictures(review_figures(review.queue)),
+        )
     )

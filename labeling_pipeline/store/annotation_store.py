@@ -41,6 +41,11 @@ class AnnotationStore:
         self._ready = False
         self._table_schemas: dict[str, pa.Schema] = {}
 
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """Another one after every write, by whichever process."""
+        return self._file.state
+
     def query(
         self, sql: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] | None = None
     ) -> pa.Table:

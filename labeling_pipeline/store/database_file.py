@@ -46,6 +46,11 @@ class DatabaseFile:
         self.busy_timeout_s = busy_timeout_s
         self._lock = FileLock(f"{self.path}.lock")
 
+    @property
+    def state(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Another one after every write: what the file system tells of the file and of its log."""
+        return tuple(map(_stamp, (self.path, log_of(self.path))))
+
     @contextmanager
     def locked(self, timeout_s: float | None = None) -> Iterator[None]:
         """The writers' lock. timeout_s: default ``busy_timeout_s``.
@@ -138,6 +143,14 @@ class DatabaseFile:
             f"{self.path} could not be read or written: {error}. If the file is damaged: "
             f"{how_to_restore(self.path)}"
         )
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        known = path.stat()
+    except FileNotFoundError:
+        return None
+    return known.st_ino, known.st_size, known.st_mtime_ns
 
 
 def log_of(path: Path) -> Path:

@@ -169,7 +169,7 @@ def test_near_duplicates_are_one_image(data: Dataset):
 
 def test_what_is_written_is_what_a_plan_that_names_it_shows(data: Dataset):
     learned, home = data.learned(), Home(data.folder / "home")
-    path = write_calibration(home, data.plan, learned, {})
+    path = write_calibration(home, data.plan, learned)
     named = data.plan.model_copy(update={"thresholds": str(path.relative_to(data.folder))})
     view = current_view(named)
     keys = model_keys(data.plan)

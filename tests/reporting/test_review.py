@@ -9,11 +9,8 @@ import pytest
 from PIL import Image
 
 from labeling_pipeline.corrections import import_corrections
-from labeling_pipeline.evaluation.report.review import review_section
 from labeling_pipeline.images.sources import open_source
-from labeling_pipeline.reporting.agreement import measure_agreement
 from labeling_pipeline.reporting.audit import write_audit
-from labeling_pipeline.reporting.drift import measure_drift
 from labeling_pipeline.reporting.review import (
     draw_queue,
     measure_review,
@@ -32,8 +29,7 @@ def entry(model, name="object", **keys):
 
 
 def measured(dataset, plan):
-    agreement, drift = measure_agreement(dataset.store, plan), measure_drift(dataset.store, plan)
-    return measure_review(dataset.store, plan, dataset.home, agreement, drift.measured)
+    return measure_review(dataset.store, plan, dataset.home)
 
 
 def errors(review):
@@ -212,19 +208,27 @@ def test_pictures_of_the_report_are_those_that_were_drawn(dataset, script):
     plan = dataset.label(entry(script(boxes={"cat": [LEFT, ALMOST_LEFT]})))
     review = measured(dataset, plan)
     folder = dataset.reports / "review"
-    report = review_report(review, folder)
-    assert report is not None
-    assert report.examples == ()
+    assert review_report(dataset.store, plan, dataset.home).content.examples == ()
     assert review_sheet(review, folder) is None
     draw_queue(review, dataset.source, folder / "pictures")
-    report = review_report(review, folder)
-    assert [picture.title[:13] for picture in report.examples][:2] == [
+    section = review_report(dataset.store, plan, dataset.home)
+    assert [picture.title[:13] for picture in section.content.examples][:2] == [
         "1. cat/a.png:",
         "2. cat/b.png:",
     ]
     assert review_sheet(review, folder).shape[1] == 3 * 432 + 12
-    (headline,) = review_section(report).headlines
+    (headline,) = section.headlines
     assert (headline.name, headline.value) == ("Images to review", 2)
+
+
+def test_a_queue_that_cannot_be_read_leaves_the_page_without_it(dataset, script):
+    plan = dataset.label(entry(script(boxes={"cat": [LEFT]})))
+    write_review(dataset.reports / "review", measured(dataset, plan))
+    queue = dataset.reports / "review/queue.csv"
+    queue.write_bytes(queue.read_bytes().replace(b"reviewed", b"checked"))
+    section = review_report(dataset.store, plan, dataset.home)
+    assert section.content is None
+    assert "queue.csv: expected the columns" in section.absent
 
 
 def test_before_anything_is_labeled_the_queue_is_empty(dataset, script):
@@ -233,7 +237,8 @@ def test_before_anything_is_labeled_the_queue_is_empty(dataset, script):
     write_review(dataset.reports / "review", review)
     assert draw_queue(review, dataset.source, dataset.reports / "review" / "pictures") == 0
     assert queue_of(dataset) == []
-    assert review_report(review, dataset.reports / "review") is None
+    section = review_report(dataset.store, plan, dataset.home)
+    assert (section.content, section.absent) == (None, "Review: nothing has been labeled yet.")
     assert json.loads((dataset.reports / "review/pictures/.drawn.json").read_text()) == {}
 
 

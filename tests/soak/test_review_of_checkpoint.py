@@ -22,7 +22,6 @@ from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.models.registry import EMBEDDED, find_card
 from labeling_pipeline.plan import Plan, parse_plan
-from labeling_pipeline.reporting.agreement import measure_agreement
 from labeling_pipeline.reporting.drift import measure_drift
 from labeling_pipeline.reporting.review import Review, measure_review
 from labeling_pipeline.sample.scenes import draw_scene
@@ -57,8 +56,7 @@ class Labeled:
         return plan
 
     def review(self, plan: Plan) -> Review:
-        agreement, drift = measure_agreement(self.store, plan), measure_drift(self.store, plan)
-        return measure_review(self.store, plan, self.home, agreement, drift.measured)
+        return measure_review(self.store, plan, self.home)
 
     def judged(self, review: Review) -> DetectionEvaluation:
         asked = self.store.query(

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from labeling_pipeline.drawing import font_files
 
 if TYPE_CHECKING:
@@ -25,15 +27,18 @@ _LONGEST_NAME = 24
 
 def png_bytes(figure: "Figure", dpi: float = 110) -> bytes:
     """Render as PNG of at most about 100 kB: few colours, fewer dots if need be."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     while True:
-        buffer = io.BytesIO()
+        figure.set_dpi(dpi)
+        canvas = FigureCanvasAgg(figure)
         with warnings.catch_warnings():
             # A script that no font here has is drawn as boxes; the tables spell it out.
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-            figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-        image = Image.open(buffer).convert("RGB")
+            # Saving would draw twice, first for the layout alone.
+            canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         small = io.BytesIO()
         # The default method spends its colours on large areas and greys the few red marks.
         few = image.quantize(colors=64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

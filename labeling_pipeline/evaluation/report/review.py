@@ -30,8 +30,8 @@ class ReviewReport:
         return WORTH_A_LOOK
 
 
-def review_section(report: ReviewReport | None) -> Section:
-    """The section."""
+def review_section(report: ReviewReport | None, why_not: str = "") -> Section:
+    """The section. why_not: there is no report."""
     headlines: tuple[Headline, ...] = ()
     if report is not None:
         images = many(report.queue.total, "image", "images")
@@ -50,5 +50,5 @@ def review_section(report: ReviewReport | None) -> Section:
         "review.html.j2",
         report,
         headlines=headlines,
-        absent="Review: nothing has been labeled yet.",
+        absent=f"Review: {why_not or 'nothing has been labeled yet.'}",
     )
