@@ -19,7 +19,7 @@ from assets.evaluation.review import build_review_asset
 from assets.ingestion import build_ingestion_assets
 from assets.outputs import build_output_assets
 from assets.rederivation import build_rederivation_asset
-from labeling_pipeline.asks import current_view
+from labeling_pipeline.asks import fitted_thresholds
 from labeling_pipeline.home import SAMPLE_IMAGES, Environment
 from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.plan import Plan, load_plan
@@ -41,8 +41,8 @@ def build_definitions(plan: Plan, environment: Environment) -> dg.Definitions:
     effective = plan.with_model(environment.model, **environment.settings)
     effective.check_models()
     images = environment.images or plan.source.url or REPOSITORY / SAMPLE_IMAGES
-    # Loads no weights; what the plan names must be there.
-    current_view(effective)
+    # What the plan names must be there.
+    fitted_thresholds(effective)
     definitions = dg.Definitions(
         assets=[
             *build_ingestion_assets(plan),

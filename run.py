@@ -274,8 +274,8 @@ def _print_summary(
             continue
         console.print(
             f"[bold]{name}[/]: accuracy [bold]{_ratio(scores.accuracy.value)}[/]"
-            f"{_interval(scores.accuracy)}, ({scores.images} images, "
-            f"{one.evaluation.without_prediction} without a prediction)"
+            f"{_interval(scores.accuracy)}, {scores.images} images, "
+            f"{one.evaluation.without_prediction} without a prediction"
         )
     run_ids = ", ".join(f"'{run_id}'" for run_id in ran.run_ids)
     count = store.query(f"SELECT count(*) AS n FROM generations WHERE run_id IN ({run_ids})")

@@ -341,9 +341,12 @@ def test_each_job_covers_what_its_name_says(pipeline: Pipeline):
         *("clean_images", "visualizations", "class_exports"),
         *labels,
     }
-    evaluation = {"action_predictions", "har_evaluation", "detection_evaluation"}
     assert covered_by("evaluate_labels") == (
-        {*evaluation, "model_agreement", "annotation_report"},
+        {
+            *("action_predictions", "har_evaluation", "detection_evaluation", "calibration"),
+            *("model_agreement", "model_drift", "audit_sample", "review_queue"),
+            "annotation_report",
+        },
         0,
     )
     assert covered_by("check_labels") == (set(), 1 + 6 * len(labels))

@@ -184,7 +184,7 @@ def test_what_is_written_is_what_a_plan_that_names_it_shows(data: Dataset):
         (row.entry, row.model_key, row.label): row.threshold for row in chosen.itertuples()
     }
     before = path.stat().st_mtime_ns
-    assert write_calibration(home, data.plan, data.learned(), {}) == path
+    assert write_calibration(home, data.plan, data.learned()) == path
     assert path.stat().st_mtime_ns == before
     assert thresholds_of(named, data.learned()) == thresholds_of(data.plan, learned)
 
