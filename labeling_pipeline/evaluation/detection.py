@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from labeling_pipeline.evaluation.detection_errors import ErrorKind, find_errors
+from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_intervals,
@@ -45,7 +46,7 @@ IOU_THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * i, 2) for i in rang
 SIZES_PX2: Mapping[str, float] = {"small": 32**2, "medium": 96**2, "large": math.inf}
 """Size of an object -> the area below which its own lies, COCO's."""
 
-_KEPT = ("annotation_id", "model_key")
+_KEPT = ("annotation_id", "model_key", *BOX_COLUMNS)
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
@@ -104,8 +105,8 @@ class DetectionEvaluation:
         recall, f1``. A true object and the prediction that found it have the true one's size
         (``area`` of the truth, else of its box), a false box its own.
     matches: one row a judged prediction: ``image_id, label, score, iou, correct``, and
-        ``annotation_id, model_key`` where the predictions have them; ``iou`` with the true box it
-        was matched to, else with the nearest of its label, 0 if there is none.
+        its box, and ``annotation_id, model_key`` where the predictions have them; ``iou`` with the
+        true box it was matched to, else with the nearest of its label, 0 if there is none.
     errors: one row a false box or a missed object, see `find_errors`.
     judged_images: every image with an asked pair, sorted.
     not_asked: true boxes on judged images that do not count because their pair was not asked.

@@ -2,25 +2,39 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from labeling_pipeline.annotations import Annotation
+from labeling_pipeline.drawing import draw_annotations, encode_jpeg
+from labeling_pipeline.errors import ImageError
 from labeling_pipeline.evaluation.average_precision import rank_boxes
 from labeling_pipeline.evaluation.detection import evaluate_detection, judge_boxes
-from labeling_pipeline.evaluation.detection_errors import ERROR_COLUMNS, worst_first
+from labeling_pipeline.evaluation.detection_errors import ERROR_COLUMNS, ErrorKind, worst_first
 from labeling_pipeline.evaluation.entry import EntryEvaluation, Measure
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
 from labeling_pipeline.evaluation.keypoints import evaluate_keypoints
 from labeling_pipeline.evaluation.outlines import evaluate_outlines
+from labeling_pipeline.evaluation.report.data import Picture, many
+from labeling_pipeline.evaluation.report.detection import error_in_words
 from labeling_pipeline.evaluation.text import MISREAD_COLUMNS, TextEvaluation, evaluate_text
 from labeling_pipeline.files import write_if_changed
+from labeling_pipeline.images.reading import decode
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.reporting.truth import Known, known_from_corrections, known_from_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import RULES, Geometry
+
+MOST_PICTURES = 4
+"""Images with errors that are drawn of each entry."""
+
+_RIGHT, _FALSE, _MISSED = "#2e7d32", "#c62828", "#1565c0"
+_EXAMPLE_PX = 640
 
 
 def evaluate_entries(
@@ -167,3 +181,38 @@ def _written(measure: Measure) -> dict[str, object]:
         "value": measure.value,
         "interval": None if interval is None else [interval.low, interval.high],
     }
+
+
+def draw_errors(
+    evaluation: EntryEvaluation, source: ImageSource, most: int = MOST_PICTURES
+) -> tuple[Picture, ...]:
+    """The images with most errors: right boxes in green, false ones in red, what was missed in
+    blue. An image that cannot be read any more is left out."""
+    if evaluation.boxes is None:
+        return ()
+    matches = evaluation.boxes.matches
+    pictures: list[Picture] = []
+    for (path, image_id), errors in evaluation.errors.groupby(["path", "image_id"], sort=False):
+        if len(pictures) == most:
+            break
+        right = matches[matches["correct"] & (matches["image_id"] == image_id)]
+        shown = {row.label: _RIGHT for row in right.itertuples()}
+        found = [Annotation(row.label, bbox=_box(row)) for row in right.itertuples()]
+        for row in errors.itertuples():
+            beneath = None if pd.isna(row.true_label) else row.true_label
+            what = error_in_words(row.label, row.kind, beneath)
+            shown[what] = _MISSED if row.kind == ErrorKind.MISSED else _FALSE
+            found.append(Annotation(what, bbox=_box(row)))
+        with suppress(ImageError):
+            image = decode(source.read(str(path)), _EXAMPLE_PX)
+            factor = image.pixels.shape[1] / image.width_px
+            drawn = draw_annotations(
+                image.pixels, [one.scaled(factor) for one in found], colors=shown
+            )
+            told = f"{path}: {many(len(errors), 'error', 'errors')}"
+            pictures.append(Picture(told, encode_jpeg(drawn)))
+    return tuple(pictures)
+
+
+def _box(row: Any) -> tuple[float, float, float, float]:
+    return row.x0_px, row.y0_px, row.x1_px, row.y1_px

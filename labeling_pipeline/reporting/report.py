@@ -45,7 +45,7 @@ from labeling_pipeline.reporting.agreement import agreement_report, measure_agre
 from labeling_pipeline.reporting.audit import audit_report
 from labeling_pipeline.reporting.calibration import calibration_report
 from labeling_pipeline.reporting.classes import class_table
-from labeling_pipeline.reporting.detection import evaluate_all
+from labeling_pipeline.reporting.detection import draw_errors, evaluate_all
 from labeling_pipeline.reporting.drift import drift_report, measure_drift
 from labeling_pipeline.reporting.figures import report_pictures
 from labeling_pipeline.reporting.review import review_report
@@ -137,7 +137,9 @@ def _sections(
     return (
         detection_section(
             [
-                EntryDetection(evaluation, report_pictures(evaluation.figures))
+                EntryDetection(
+                    evaluation, report_pictures(evaluation.figures), draw_errors(evaluation, source)
+                )
                 for evaluation in evaluate_all(store, plan, source)
             ]
         ),

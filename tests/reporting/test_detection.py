@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import zipfile
@@ -19,6 +20,7 @@ from labeling_pipeline.inventory import update_inventory
 from labeling_pipeline.labeling import label_class
 from labeling_pipeline.plan import Plan, parse_plan
 from labeling_pipeline.reporting.detection import (
+    draw_errors,
     evaluate_all,
     evaluate_corrections,
     evaluate_entries,
@@ -127,6 +129,37 @@ def counts(evaluation: Any) -> tuple[int, int, int]:
 
 
 CATS = [annotation(path, "cat", LEFT) for path in PATHS]
+
+
+def is_drawn(picture: np.ndarray, box: list[int], color: str) -> bool:
+    """Whether most of the outline of a box has a colour. picture: without a strip above it."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    factor = picture.shape[1] / WIDTH
+    x0, y0, _, y1 = (round(side * factor) for side in px(box))
+    near = np.abs(picture.astype(int) - (red, green, blue)).max(axis=2) < 60
+    # The left side, below the words; a line is a few pixels wide.
+    columns = near[(y0 + y1) // 2 : y1 - 8, max(0, x0 - 4) : x0 + 5]
+    return bool(columns.any(axis=1).mean() > 0.9)
+
+
+def test_the_worst_images_are_drawn_with_what_is_right_false_and_missed(project: Project):
+    below = [100, 600, 300, 900]
+    truth = project.coco(*CATS, annotation("cat/1.png", "cat", below))
+    evaluation = project.evaluate(project.plan(truth=truth))["object"]
+    pictures = draw_errors(evaluation, project.source)
+    assert [one.title for one in pictures] == [
+        "cat/1.png: 2 errors",
+        "cat/0.png: 1 error",
+        "dog/0.png: 1 error",
+    ]
+    first, second, _ = (np.asarray(Image.open(io.BytesIO(one.data))) for one in pictures)
+    assert is_drawn(first, LEFT, "#2e7d32")
+    assert is_drawn(first, RIGHT, "#c62828")
+    assert is_drawn(first, below, "#1565c0")
+    assert not is_drawn(second, below, "#1565c0")
+    (project.root / "cat/1.png").unlink()
+    assert len(draw_errors(evaluation, project.source)) == 2
+    assert len(draw_errors(evaluation, project.source, most=1)) == 1
 
 
 def test_errors_name_the_file_and_the_worst_image_comes_first(project: Project):

@@ -23,10 +23,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class EntryDetection:
-    """How one entry of the plan compares with the truth, and figures of it."""
+    """How one entry of the plan compares with the truth, and figures of it.
+
+    examples: pictures of images with errors, see `error_in_words`.
+    """
 
     measured: EntryEvaluation
     figures: tuple[Picture, ...] = ()
+    examples: tuple[Picture, ...] = ()
 
     @property
     def title(self) -> str:
@@ -59,6 +63,16 @@ class EntryDetection:
     def misread(self) -> list[dict[str, object]]:
         """The lines that were read worst."""
         return self.measured.misread.head(MOST_IMAGES).to_dict("records")
+
+
+def error_in_words(label: str, kind: str, true_label: str | None) -> str:
+    """What stands on a picture beside what is wrong."""
+    beneath = f", but {true_label}" if true_label else ""
+    return {
+        ErrorKind.MISSED: f"missed {label}",
+        ErrorKind.DUPLICATE: f"{label} again{beneath}",
+        ErrorKind.MISPLACED: f"{label}, too far off",
+    }.get(ErrorKind(kind), f"no {label}{beneath}")
 
 
 def detection_section(parts: Sequence[EntryDetection]) -> Section:
