@@ -120,9 +120,6 @@ def draw_disagreements(agreement: Agreement, source: ImageSource) -> np.ndarray 
 
     Returns:
         (height, width, 3) uint8 RGB; ``None`` if nothing disagrees.
-
-    Raises:
-        ImageError: an image cannot be read any more.
     """
     worst = agreement.disagreements.head(_MOST_DRAWN).to_dict("records")
     return draw_side_by_side(

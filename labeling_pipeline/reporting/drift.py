@@ -174,9 +174,6 @@ def draw_changes(measured: ModelDrift, source: ImageSource) -> np.ndarray | None
 
     Returns:
         (height, width, 3) uint8 RGB; ``None`` if no box changed.
-
-    Raises:
-        ImageError: an image cannot be read any more.
     """
     changed = measured.changed
     with_boxes = changed[changed[["moved", "lost", "new"]].any(axis=1)]

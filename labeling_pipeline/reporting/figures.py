@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.csv
 
 from labeling_pipeline.annotations import Annotation
 from labeling_pipeline.drawing import contact_sheet, draw_annotations
+from labeling_pipeline.errors import ImageError
 from labeling_pipeline.evaluation.report.data import Picture
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import read_image
@@ -46,7 +48,8 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 def draw_side_by_side(
     images: Iterable[tuple[str, tuple[Panel, Panel]]], source: ImageSource
 ) -> np.ndarray | None:
-    """One row an image: the same picture twice, with different things drawn.
+    """One row an image: the same picture twice, with different things drawn. An image that cannot
+    be read any more is left out.
 
     Args:
         images: path, and its two panels.
@@ -54,14 +57,12 @@ def draw_side_by_side(
 
     Returns:
         (height, width, 3) uint8 RGB; ``None`` without images.
-
-    Raises:
-        ImageError: an image cannot be read any more.
     """
     panels, titles = [], []
     for path, of_image in images:
-        pixels = read_image(source.read(path))
-        for title, found in of_image:
-            panels.append(draw_annotations(pixels, found))
-            titles.append(f"{title} in {Path(path).name}")
+        with suppress(ImageError):
+            pixels = read_image(source.read(path))
+            for title, found in of_image:
+                panels.append(draw_annotations(pixels, found))
+                titles.append(f"{title} in {Path(path).name}")
     return contact_sheet(panels, titles, columns=2) if panels else None

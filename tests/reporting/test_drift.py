@@ -1,11 +1,14 @@
 """What another model answered otherwise, from the store to the tables."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from labeling_pipeline.corrections import import_corrections
 from labeling_pipeline.evaluation.report.drift import drift_section
+from labeling_pipeline.images.sources import open_source
 from labeling_pipeline.reporting.drift import (
     NO_OTHER_MODEL,
     draw_changes,
@@ -152,6 +155,17 @@ def test_the_tables_and_pictures_show_what_changed(dataset, script):
     assert (before != now).any()
     report = drift_report(drift, dataset.source)
     assert (len(report.figures), len(report.examples)) == (1, 1)
+
+
+def test_an_image_that_is_gone_is_left_out_of_the_pictures(dataset, script, tmp_path):
+    dataset.label(entry(script(boxes={"dog": [LEFT, RIGHT]})))
+    plan = dataset.label(entry(script(boxes={"dog": [SHIFTED, BELOW]})))
+    measured = measure_drift(dataset.store, plan).measured
+    images = shutil.copytree(dataset.source.path, tmp_path / "images")
+    (images / "dog/a.png").unlink()
+    assert draw_changes(measured, open_source(images)).shape[0] == 460 + 12
+    (images / "dog/b.png").unlink()
+    assert draw_changes(measured, open_source(images)) is None
 
 
 def test_nothing_is_drawn_where_no_box_changed(dataset, script):
