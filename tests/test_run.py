@@ -57,6 +57,7 @@ def test_a_folder_is_labeled_from_the_command_line(run, plan, image_root, tmp_pa
     assert "Generations in this run: 0" in again.stdout
 
 
+@pytest.mark.soak
 def test_an_archive_that_the_plan_names_is_labeled_from_the_command_line(
     run, plan, image_root, tmp_path
 ):
@@ -136,6 +137,7 @@ def test_a_mistake_is_told_in_one_sentence_without_a_trace(run, arguments, expec
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.checkpoint
 def test_photos_that_the_tiny_model_knows_nothing_of_are_a_result_not_an_error(run, image_root):
     result = run(str(image_root))

@@ -232,6 +232,7 @@ class Acme(ScriptedModel):
 """
 
 
+@pytest.mark.soak
 def test_an_installed_package_adds_a_model_that_plans_can_name(tmp_path: Path, image_root: Path):
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"boxes": {"cat": [[100, 100, 500, 500]]}}))
