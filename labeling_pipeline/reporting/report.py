@@ -205,7 +205,9 @@ def _examples(store: AnnotationStore, home: Home) -> tuple[Picture, ...]:
         for row in first
     }
     return tuple(
-        Picture(name, path.read_bytes(), path.name) for name, path in paths.items() if path.exists()
+        Picture(name, path.read_bytes(), f"{name}: {path.name}")
+        for name, path in paths.items()
+        if path.exists()
     )
 
 

@@ -33,19 +33,17 @@ def calibration_section(report: CalibrationReport | None) -> Section:
 
 
 def _headlines(calibration: Calibration) -> Iterator[Headline]:
+    """Of what could be calibrated: an error that nothing can be done about is no headline."""
     for one in calibration.models:
         scores = one.scores
-        boxes = many(scores.boxes, "box", "boxes")
         if scores.after is None:
-            value, interval, note = scores.before.ece, scores.before_interval, "as measured"
-        else:
-            value, interval = scores.after.ece, scores.after_interval
-            note = f"{number(scores.before.ece)} as measured"
+            continue
+        before, boxes = number(scores.before.ece), many(scores.boxes, "box", "boxes")
         yield Headline(
             f"Calibration error of {one.model} {one.task}",
-            value,
+            scores.after.ece,
             Form.NUMBER,
-            f"{note}; {boxes}",
-            interval,
+            f"{before} as measured; {boxes}",
+            scores.after_interval,
             more_is_better=False,
         )

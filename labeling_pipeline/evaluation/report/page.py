@@ -4,6 +4,7 @@ The page is self-contained: styles and pictures are inside, nothing is loaded, s
 archived and printed. What there is nothing to say about is left out, with a sentence saying why.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from labeling_pipeline.evaluation.report.history import Changes, changes_section
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 _TEMPLATE = "page.html.j2"
 
@@ -45,5 +47,12 @@ def environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "percent": percent}
+    found.filters |= {"number": number, "percent": percent, "with_code": _with_code}
     return found
+
+
+def _with_code(text: str) -> "Markup":
+    """Names between backticks as code, as Dagster shows the same sentences."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
