@@ -7,10 +7,8 @@ import pandas as pd
 
 from labeling_pipeline.evaluation.plots.frame import (
     BLUE,
-    GRID,
-    INK,
-    MUTED,
     VERMILION,
+    name_rows,
     new_figure,
     nothing_to_show,
     shortened,
@@ -62,24 +60,6 @@ def audited_labels(table: pd.DataFrame, entry: str) -> "Figure":
             known["label"].astype(str), known["checked"], known["rows"], strict=True
         )
     ]
-    axes.set_yticks(rows, names, fontsize=9, color=INK)
-    axes.set_ylim(len(known) - 0.45, -0.55)
     axes.set_xlim(-0.01, 1.01)
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
-    axes.legend(
-        *axes.get_legend_handles_labels(),
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=2,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        borderaxespad=0.2,
-    )
-    axes.set_xlabel("95 % intervals; in brackets: rows checked", fontsize=8, color=MUTED)
+    name_rows(axes, names, title, 2, "95 % intervals; in brackets: rows checked")
     return with_fonts(figure)

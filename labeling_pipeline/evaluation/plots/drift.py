@@ -9,11 +9,9 @@ from labeling_pipeline.evaluation.drift import Change
 from labeling_pipeline.evaluation.plots.frame import (
     BLUE,
     GREEN,
-    GRID,
-    INK,
-    MUTED,
     ORANGE,
     VERMILION,
+    name_rows,
     new_figure,
     nothing_to_show,
     shortened,
@@ -35,6 +33,8 @@ _MOST_CLASSES = 40
 def box_changes(per_class: pd.DataFrame) -> "Figure":
     """Draw what became of the boxes of every class, the most changed on top:
     ``ModelDrift.per_class``, of which at most 40 rows that have boxes."""
+    from matplotlib.ticker import PercentFormatter
+
     changes = [change.value for change in Change]
     table = per_class[per_class[changes].any(axis=1)]
     title = "What became of the boxes"
@@ -65,28 +65,10 @@ def box_changes(per_class: pd.DataFrame) -> "Figure":
         f"{shortened(row['class'])}, {row['entry']}  ({count:,})"
         for row, count in zip(shown.to_dict("records"), total[shown.index], strict=True)
     ]
-    axes.set_yticks(middle, names, fontsize=9, color=INK)
-    axes.set_ylim(len(shown) - 0.45, -0.55)
     axes.set_xlim(0, 1)
-    axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
-    axes.legend(
-        *axes.get_legend_handles_labels(),
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=4,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        borderaxespad=0.2,
-        handlelength=1.4,
-    )
     left_out = len(table) - len(shown)
     note = "in brackets: boxes, before or now"
     note += f"; {left_out} classes that changed less are left out" if left_out else ""
-    axes.set_xlabel(note, fontsize=8, color=MUTED)
+    name_rows(axes, names, title, 4, note)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     return with_fonts(figure)

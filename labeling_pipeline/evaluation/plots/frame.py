@@ -82,6 +82,23 @@ def name_ticks(axes: "Axes", axis: str, names: Sequence[str], size: float) -> No
     axes.tick_params(axis=axis, length=0)  # type: ignore[arg-type]
 
 
+def name_rows(
+    axes: "Axes", names: Sequence[str], title: str, legend_columns: int, note: str
+) -> None:
+    """Dress shares from 0 to 1 that lie in rows, the first on top: names to the left, what the
+    colours mean above, a small line below."""
+    axes.set_yticks(range(len(names)), names, fontsize=9, color=INK)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
+    legend_above(axes, legend_columns)
+    axes.set_xlabel(note, fontsize=8, color=MUTED)
+
+
 def label_axes(axes: "Axes", title: str, x_label: str, y_label: str) -> None:
     """Title and names of both axes."""
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)

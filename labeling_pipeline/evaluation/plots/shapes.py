@@ -17,6 +17,7 @@ from labeling_pipeline.evaluation.plots.frame import (
     VERMILION,
     add_note,
     legend_above,
+    name_rows,
     new_figure,
     nothing_to_show,
     shortened,
@@ -86,18 +87,9 @@ def score_bars(table: pd.DataFrame, key: str, title: str, unit: str) -> "Figure"
         f"{shortened(name)}  ({support})"
         for name, support in zip(table[key].astype(str), table["support"], strict=True)
     ]
-    axes.set_yticks(centers, names, fontsize=9, color=INK)
-    axes.set_ylim(n - 0.45, -0.55)
     axes.set_xlim(0, 1.06)
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
-    legend_above(axes, 3)
     whiskers = "; whiskers: 95 % intervals" if "f1_high" in table else ""
-    axes.set_xlabel(f"in brackets: {unit}; –: does not exist{whiskers}", fontsize=8, color=MUTED)
+    name_rows(axes, names, title, 3, f"in brackets: {unit}; –: does not exist{whiskers}")
     return with_fonts(figure)
 
 
