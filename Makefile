@@ -32,7 +32,7 @@ serve: .venv/.installed ## the HTTP service and a page to try it on http://local
 	$(BIN)/python -m labeling_pipeline serve $(if $(LABELING_MODEL),,$(DEMO_MODELS))
 
 test: .venv/.installed ## the tests, under ten minutes, no network
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.installed ## format, lint, types, imports, definitions
 	$(BIN)/ruff format --check .

@@ -260,7 +260,12 @@ SEVERAL_GENERATIONS = {
 """Kinds with answers whose generations have an order to be found again."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+FEW = {"detection", "a loop and its second round", "keypoints top-down", "names from another"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in FEW else pytest.mark.soak) for kind in KINDS]
+)
 def test_what_is_read_again_is_what_a_fresh_run_would_have_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -564,7 +569,7 @@ def test_what_a_newer_package_read_is_left_as_it_is(
 # Interruptions
 
 
-@pytest.mark.parametrize("at", [1, 2, 5, 8])
+@pytest.mark.parametrize("at", [5, *(pytest.param(at, marks=pytest.mark.soak) for at in (1, 2, 8))])
 def test_interrupted_anywhere_it_goes_on_and_ends_the_same(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -98,6 +98,7 @@ def test_where_more_classes_failed_than_are_named_the_command_covers_all(
     assert said.endswith("run.py photos --plan plan.yaml\n")
 
 
+@pytest.mark.soak
 def test_what_the_checks_found_is_told(run, plan, image_root):
     plan_file = Path(plan(boxes={"cat": [[0, 0, 500, 500]]}))
     entries = plan_file.read_text()

@@ -169,6 +169,7 @@ def test_ten_new_images_in_an_old_and_a_new_class_cost_runs_of_those_two_and_onl
     assert pipeline.tick(definitions).run_requests == []
 
 
+@pytest.mark.soak
 def test_files_that_no_run_has_cleaned_are_asked_for_under_the_same_key(pipeline: Pipeline):
     definitions = pipeline.definitions()
     pipeline.label_all(definitions)
@@ -181,6 +182,7 @@ def test_files_that_no_run_has_cleaned_are_asked_for_under_the_same_key(pipeline
     assert more.run_key != first.run_key
 
 
+@pytest.mark.soak
 def test_a_class_that_a_run_works_on_waits_and_is_asked_for_afterwards(pipeline: Pipeline):
     definitions = pipeline.definitions()
     pipeline.label_all(definitions)
@@ -215,6 +217,7 @@ def test_a_class_whose_folder_is_gone_is_retired_but_never_under_a_run(pipeline:
     assert len(pipeline.asked()) == asked
 
 
+@pytest.mark.soak
 def test_the_ingestion_asset_retires_by_the_same_rule(pipeline: Pipeline):
     definitions = pipeline.definitions()
     pipeline.label_all(definitions)
@@ -227,6 +230,7 @@ def test_the_ingestion_asset_retires_by_the_same_rule(pipeline: Pipeline):
     assert set(registered_classes(pipeline.instance)) == {"cat", "dog", "eel"}
 
 
+@pytest.mark.soak
 def test_a_run_that_ingests_and_labels_keeps_the_class_that_it_labels(pipeline: Pipeline):
     definitions = pipeline.definitions()
     ingest = definitions.resolve_job_def("ingest_images")
@@ -270,6 +274,7 @@ def test_the_schedule_asks_for_what_is_due_and_for_nothing_else(pipeline: Pipeli
     assert "nothing is due" in reason.skip_message
 
 
+@pytest.mark.soak
 def test_the_schedule_sees_new_files_too_and_runs_when_the_plan_says(pipeline: Pipeline):
     definitions = pipeline.definitions(group_size=1)
     pipeline.label_all(definitions)
@@ -281,6 +286,7 @@ def test_the_schedule_sees_new_files_too_and_runs_when_the_plan_says(pipeline: P
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("30 4 * * 1", "Europe/Berlin")
 
 
+@pytest.mark.soak
 def test_images_that_failed_too_often_are_named_as_the_reason_why_nothing_runs(pipeline: Pipeline):
     definitions = pipeline.definitions(fail_size_px=[120, 90])
     for _ in range(3):
@@ -304,6 +310,7 @@ def test_everything_that_asks_a_model_is_off_until_it_is_switched_on(pipeline: P
     assert schedules == {"due_labels": "STOPPED", "standing_checks": "STOPPED"}
 
 
+@pytest.mark.soak
 def test_new_labels_ask_for_a_new_evaluation_though_a_class_is_missing(pipeline: Pipeline):
     definitions = pipeline.definitions()
     pipeline.label_all(definitions)
