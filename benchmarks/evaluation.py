@@ -206,7 +206,6 @@ def _truth(known: list[_Known]) -> dict:
                 "file_name": one.path,
                 "width": SIZE_PX[0],
                 "height": SIZE_PX[1],
-                "action": one.action,
             }
             for number, one in enumerate(known)
         ],

@@ -1,8 +1,8 @@
 """Ground truth in COCO format, read strictly.
 
-Format: https://cocodataset.org/#format-data (object detection and keypoint detection), with two
-additions: ``images[].action`` names what the people on the image do, and ``annotations[].text`` is
-what stands in the box. ``file_name`` is relative to the image root, ``/`` as separator.
+Format: https://cocodataset.org/#format-data (object detection and keypoint detection), with one
+addition: ``annotations[].text`` is what stands in the box. ``file_name`` is relative to the image
+root, ``/`` as separator.
 
 COCO spells keypoints with underscores and so do most tools; ours are spelled with spaces
 (`labeling_pipeline.tasks`). Both are read.
@@ -43,11 +43,6 @@ def read_coco(path: str, data: bytes) -> GroundTruth:
         key: _text(path, f"categories id {key}", category, "name")
         for key, category in categories.items()
     }
-    actions = {
-        file_names[key]: _text(path, f"images id {key}", image, "action")
-        for key, image in images.items()
-        if image.get("action") is not None
-    }
 
     keypoint_names = {
         key: _keypoint_names(path, f"categories id {key}", category)
@@ -82,7 +77,6 @@ def read_coco(path: str, data: bytes) -> GroundTruth:
         *(boxes, keypoints),
         frozenset(file_names.values()),
         frozenset(labels.values()),
-        actions,
     )
 
 

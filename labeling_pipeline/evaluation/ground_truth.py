@@ -27,7 +27,6 @@ class GroundTruth:
         ``x0_px, y0_px, x1_px, y1_px`` and ``area``, then ``name, x_px, y_px, visibility``.
         ``instance`` tells the people of the whole file apart. ``visibility`` is COCO's: 0 not
         labelled (then the coordinates are NaN), 1 labelled but hidden, 2 visible.
-    actions: file name -> action, for the images that have one.
     file_names: the images the truth speaks of, also those without a box.
     labels: the categories the truth speaks of, also those without a box. An image in
         ``file_names`` without a box of such a label is known not to show it; of any other label
@@ -36,7 +35,6 @@ class GroundTruth:
 
     boxes: pd.DataFrame
     keypoints: pd.DataFrame
-    actions: dict[str, str]
     file_names: frozenset[str]
     labels: frozenset[str]
 
@@ -47,13 +45,11 @@ class GroundTruth:
         keypoints: Sequence[tuple[Any, ...]],
         file_names: frozenset[str],
         labels: frozenset[str],
-        actions: dict[str, str] | None = None,
     ) -> "GroundTruth":
         """From rows with the columns above, in their order."""
         return cls(
             boxes=pd.DataFrame(boxes, columns=_BOXES),
             keypoints=pd.DataFrame(keypoints, columns=[*_KEYPOINTS, *_POINT]),
-            actions=actions or {},
             file_names=file_names,
             labels=labels,
         )

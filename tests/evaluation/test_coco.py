@@ -12,7 +12,7 @@ from labeling_pipeline.tasks import PERSON
 def coco(**changes):
     document = {
         "images": [
-            {"id": 1, "file_name": "Sitting/a.jpg", "action": "Sitting"},
+            {"id": 1, "file_name": "Sitting/a.jpg"},
             {"id": 7, "file_name": "./Sitting/b.jpg"},
         ],
         "categories": [{"id": 3, "name": "person"}, {"id": 4, "name": "dog"}],
@@ -43,7 +43,6 @@ def test_boxes_become_corners_and_images_without_boxes_are_covered():
     ]
     assert truth.file_names == {"Sitting/a.jpg", "Sitting/b.jpg"}
     assert truth.labels == {"person", "dog"}
-    assert truth.actions == {"Sitting/a.jpg": "Sitting"}
 
 
 def test_only_listed_images_and_categories_are_covered():
