@@ -583,6 +583,7 @@ def test_files_and_pictures_show_what_people_gave(project: Project):
     assert ["corrected_by" in a for a in document["annotations"]] == [True, True, False, False]
 
 
+@pytest.mark.soak
 def test_reports_count_what_people_gave(tmp_path: Path):
     posture = '{name: posture, task: keypoint, keypoints: person, ask: {"*": cat}}'
     project = Project(tmp_path, posture, OBJECT)

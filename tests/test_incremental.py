@@ -142,6 +142,7 @@ def test_a_label_that_is_appended_asks_only_its_group_again(dataset: Dataset):
     }
 
 
+@pytest.mark.soak
 def test_another_model_asks_exactly_the_entries_that_use_it(dataset: Dataset):
     first = dataset.shown(dataset.plan())
     newer = dataset.plan(A={"boxes": {"ant": [[0, 0, 999, 999]]}})
@@ -169,6 +170,7 @@ def test_a_changed_revision_asks_exactly_its_entries_whatever_it_answers(dataset
     assert dataset.label(dataset.plan()) == {}
 
 
+@pytest.mark.soak
 def test_a_changed_prompt_asks_its_entry_and_can_be_taken_back(dataset: Dataset):
     first = dataset.shown(dataset.plan())
     other = dataset.plan(entries(ask={"cow": "bee"}))

@@ -696,6 +696,7 @@ print(summary.read, [m for m in ("torch", "transformers", "cv2") if m in sys.mod
         ),
     ],
 )
+@pytest.mark.soak
 def test_answers_of_real_models_read_the_same_again(
     name: str, adapter: Any, entries: tuple[str, ...], tmp_path: Path, monkeypatch
 ):

@@ -117,6 +117,7 @@ def test_what_the_checks_found_is_told(run, plan, image_root):
     assert "of 13 images 8% are duplicates (expected at most 5%)" in result.stdout
 
 
+@pytest.mark.soak
 def test_only_the_classes_that_are_named_are_labeled(run, plan, image_root, tmp_path):
     result = run(str(image_root), "--plan", plan(), "--class", "Über Kühe", "--class", "cat")
     assert result.returncode == 0, result.stdout + result.stderr

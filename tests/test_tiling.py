@@ -28,6 +28,7 @@ entries:
 """
 
 
+@pytest.mark.soak
 def test_tiles_find_what_is_small_in_a_large_image_and_count_nothing_twice(tmp_path: Path):
     # Things of some 40 px in a picture of 4,000.
     scene = draw_scene(np.random.default_rng([12, 1]), 4000, 400, [*SHAPES] * 4, scale_px=130)

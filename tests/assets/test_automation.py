@@ -200,6 +200,7 @@ def test_a_class_that_a_run_works_on_waits_and_is_asked_for_afterwards(pipeline:
     assert pipeline.tick(definitions, result.cursor).run_requests == []
 
 
+@pytest.mark.soak
 def test_a_class_whose_folder_is_gone_is_retired_but_never_under_a_run(pipeline: Pipeline):
     definitions = pipeline.definitions()
     pipeline.label_all(definitions)

@@ -130,7 +130,7 @@ def test_the_review_section_lists_the_first_images_with_their_reasons():
     assert html.index("i0&lt;b&gt;.jpg") < html.index("i2&lt;b&gt;.jpg")
     assert "i1&lt;b&gt;" not in html
     assert "low score: cat 0.50" in html
-    assert "Of 50 images 2 have 0.5 expected errors or more. Left out, because" in html
+    assert "Of 50 images, 0.5 expected errors or more: 2. Left out, because" in html
     assert "audited or marked them: 1. To go on" in html
     assert "and 1 more, in review/queue.csv" in html
     assert "<figcaption>1. cat</figcaption>" in html

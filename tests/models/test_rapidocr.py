@@ -176,6 +176,7 @@ def test_larger_pictures_cost_more_up_to_the_size_that_the_engine_works_in(model
     assert RapidOcr(CARD, ModelSettings(batch_size=2)).batch_limit.images == 2
 
 
+@pytest.mark.soak
 def test_a_tall_strip_is_read_where_its_text_stands(model: RapidOcr):
     """Enlarged as it is, it would fill gigabytes."""
     strip = Image.new("RGB", (90, 1600), "white")

@@ -391,6 +391,7 @@ def with_settings(**settings: object) -> RexOmni:
 @pytest.mark.parametrize(
     "settings", [{"static_cache": True}, {"attention": "eager"}, {"attention": "sdpa"}], ids=str
 )
+@pytest.mark.soak
 def test_a_setting_outside_the_model_key_changes_no_token(
     model: RexOmni, mixed: list[Request], answers: list[Generation], settings: dict
 ):

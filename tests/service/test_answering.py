@@ -58,6 +58,7 @@ def labeled_by_pipeline(folder: Path) -> list[dict]:
 
 
 @pytest.mark.checkpoint
+@pytest.mark.soak
 def test_the_same_boxes_scores_and_keypoints_come_over_http(serve, images, tmp_path):
     stored = labeled_by_pipeline(tmp_path)
     client = serve("tiny-rex-omni")

@@ -30,6 +30,7 @@ PORT = 6996
 AS_JSON = "-H 'Accept: application/json'"
 
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.checkpoint,
     pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
 ]

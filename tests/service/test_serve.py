@@ -95,6 +95,7 @@ def test_while_models_load_it_says_so_and_is_asked_again_later(serve, monkeypatc
 
 
 @pytest.mark.checkpoint
+@pytest.mark.soak
 def test_a_model_that_cannot_be_loaded_ends_the_service_with_the_reason():
     environment = os.environ | {"LABELING_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
