@@ -86,9 +86,9 @@ def test_a_class_that_failed_stands_as_failed_with_its_reason_until_it_is_mended
 
 def test_the_evaluation_page_shows_scores_and_opens_a_figure(page: "sync_api.Page", shown):
     page.goto("/assets/har_evaluation")
-    shown("accuracy", "macro_f1", "confusion_matrix")
+    shown("keypoints_accuracy", "keypoints_macro_f1", "keypoints_confusion_matrix")
     page.get_by_text("[Show Markdown]").first.click()
     figure = page.locator("img[src^='data:image/png']").first
     figure.wait_for(state="visible")
     assert figure.evaluate("image => image.naturalWidth") > 200
-    shown("accuracy")
+    shown("keypoints_accuracy")

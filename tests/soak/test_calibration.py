@@ -101,7 +101,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Calibration, Path
     scenes.label()
     plan = scenes.plan()
     calibration = calibrate(scenes.store, plan, scenes.source)
-    return calibration, write_calibration(scenes.home, plan, calibration, {})
+    return calibration, write_calibration(scenes.home, plan, calibration)
 
 
 @pytest.fixture(scope="module")
