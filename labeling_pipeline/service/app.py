@@ -24,6 +24,9 @@ from labeling_pipeline.service.serving import Service
 from labeling_pipeline.service.uploads import MAX_FIELD_BYTES, MAX_FIELDS, BodyLimit
 
 _PAGE = Path(__file__).with_name("page.html")
+# Longer than clients keep theirs (httpx: 5 s, and so would uvicorn): the one who closes an idle
+# connection first must not be the one who is just being asked.
+_KEEP_ALIVE_S = 75
 _GRACE_S = 5
 
 
@@ -115,6 +118,7 @@ def serve(config: ServiceConfig) -> None:
             host=config.host,
             port=config.port,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
