@@ -254,6 +254,7 @@ def test_a_run_that_ingests_and_labels_keeps_the_class_that_it_labels(pipeline: 
 # The schedule
 
 
+@pytest.mark.soak
 def test_the_schedule_asks_for_what_is_due_and_for_nothing_else(pipeline: Pipeline):
     definitions = pipeline.definitions(fail_size_px=[120, 90])
     pipeline.label_all(definitions)
