@@ -127,7 +127,7 @@ def draw_class(
         found = _without_plain_twins(found)
         name = f"vis_{image.image_number}.jpg"
         used = [colors.get(one.label) for one in found]
-        shown[name] = _short_hash((DRAWING_VERSION, image.image_id, found, used))
+        shown[name] = drawn_digest(image.image_id, found, used)
         if known.get(name) != shown[name] or not (folder / name).exists():
             pixels = read_image(read_known(source, image.path, image.image_id))
             title = Path(image.path).name
@@ -137,7 +137,7 @@ def draw_class(
         progress(done, len(images))
     names = list(shown)
     if names:
-        shown[CONTACT_SHEET] = _short_hash((DRAWING_VERSION, shown))
+        shown[CONTACT_SHEET] = drawn_digest(shown)
         if (
             known.get(CONTACT_SHEET) != shown[CONTACT_SHEET]
             or not (folder / CONTACT_SHEET).exists()
@@ -170,8 +170,9 @@ def _class_sheet(folder: Path, names: Sequence[str]) -> np.ndarray:
     return contact_sheet(pictures, chosen, _SHEET_COLUMNS, cell_px=_SHEET_CELL_PX)
 
 
-def _short_hash(shown: object) -> str:
-    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+def drawn_digest(*shown: object) -> str:
+    """Another one if a picture would look otherwise. shown: all that it shows."""
+    return hashlib.sha256(repr((DRAWING_VERSION, *shown)).encode()).hexdigest()[:16]
 
 
 def _without_plain_twins(found: list[Annotation]) -> list[Annotation]:

@@ -27,9 +27,9 @@ from labeling_pipeline.evaluation.actions import (
 )
 from labeling_pipeline.evaluation.agreement import ANSWERED
 from labeling_pipeline.evaluation.ground_truth import BOX_COLUMNS
-from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.inventory import held_out_images
 from labeling_pipeline.plan import Entry, Plan
+from labeling_pipeline.reporting.figures import write_table
 from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
@@ -249,8 +249,7 @@ def write_action_tables(folder: Path, recognitions: Sequence[Recognition]) -> No
     if parts:
         tables |= {"classes": pd.concat(classes), "predictions": pd.concat(parts)}
     for name, table in tables.items():
-        text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-        write_if_changed(folder / f"{name}.csv", text.encode())
+        write_table(folder / f"{name}.csv", table)
 
 
 def _listed(one: Recognition) -> pd.DataFrame:

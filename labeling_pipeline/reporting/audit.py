@@ -45,7 +45,7 @@ from labeling_pipeline.reporting.audit_sample import (
     entry_samples,
     picture_of,
 )
-from labeling_pipeline.reporting.figures import report_pictures
+from labeling_pipeline.reporting.figures import report_pictures, write_table
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import RULES, Geometry
 
@@ -95,8 +95,7 @@ def write_audit(
                 (folder / picture).unlink(missing_ok=True)
     audits = [one.audit() for one in filled]
     write_if_changed(folder / "README.txt", _readme(samples).encode())
-    table = audit_table(audits).to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    write_if_changed(folder / ESTIMATES, table.encode())
+    write_table(folder / ESTIMATES, audit_table(audits))
     return audits
 
 

@@ -24,7 +24,7 @@ from labeling_pipeline.home import Home
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
 from labeling_pipeline.reporting.detection import judge_answers
-from labeling_pipeline.reporting.figures import report_pictures, write_figures
+from labeling_pipeline.reporting.figures import report_pictures, write_figures, write_table
 from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.tasks import Task
@@ -124,8 +124,7 @@ def write_calibration(home: Home, plan: Plan, calibration: Calibration) -> Path:
     write_figures(folder, calibration.figures)
     tables = {"scores": calibration.table, "thresholds": calibration.thresholds}
     for name, table in tables.items():
-        text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-        write_if_changed(folder / f"{name}.csv", text.encode())
+        write_table(folder / f"{name}.csv", table)
     path = home.reports / THRESHOLDS_FILE
     write_if_changed(path, thresholds_of(plan, calibration).to_yaml().encode())
     return path

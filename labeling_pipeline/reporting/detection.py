@@ -25,6 +25,7 @@ from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.images.reading import decode
 from labeling_pipeline.images.sources import ImageSource
 from labeling_pipeline.plan import Plan
+from labeling_pipeline.reporting.figures import write_table
 from labeling_pipeline.reporting.remembered import remembered
 from labeling_pipeline.reporting.truth import Known, known_from_corrections, known_from_files
 from labeling_pipeline.store.annotation_store import AnnotationStore
@@ -168,8 +169,7 @@ def write_detection(folder: Path, evaluations: Iterable[EntryEvaluation]) -> Non
             tables["keypoints"] = one.keypoints.per_keypoint
         for kind, table in tables.items():
             if table is not None:
-                text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-                write_if_changed(folder / f"{one.name}_{kind}.csv", text.encode())
+                write_table(folder / f"{one.name}_{kind}.csv", table)
         measures = {name: _written(measure) for name, measure in one.measures.items()}
         document = json.dumps({"images": one.judged_images, **measures}, indent=1) + "\n"
         write_if_changed(folder / f"{one.name}.json", document.encode())

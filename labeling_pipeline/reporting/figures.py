@@ -36,8 +36,15 @@ def report_pictures(figures: dict[str, bytes]) -> tuple[Picture, ...]:
     )
 
 
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file for people; numbers with four digits."""
+    text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    write_if_changed(path, text.encode())
+
+
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write CSV files, one a table, called by its name; numbers with four digits at most."""
+    """Write CSV files of many rows, one a table, called by its name; numbers with four digits at
+    most."""
     for name, table in tables.items():
         text = io.BytesIO()
         # Ten times as fast as the writer of pandas.

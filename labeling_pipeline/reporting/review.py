@@ -15,7 +15,6 @@ from PIL import Image
 from labeling_pipeline.annotations import Annotation
 from labeling_pipeline.asks import class_names, current_view
 from labeling_pipeline.drawing import (
-    DRAWING_VERSION,
     contact_sheet,
     draw_annotations,
     encode_jpeg,
@@ -62,7 +61,7 @@ from labeling_pipeline.reporting.settled import (
     write_marks,
     write_sheet,
 )
-from labeling_pipeline.results import annotation_of
+from labeling_pipeline.results import annotation_of, drawn_digest
 from labeling_pipeline.store.annotation_store import AnnotationStore
 from labeling_pipeline.store.ledger import current_annotations, current_outcomes
 
@@ -287,9 +286,7 @@ def draw_queue(review: Review, source: ImageSource, folder: Path) -> int:
         name = Path(image.picture).name
         what = list(_pictured(found.get(image.image_id), doubts[image.image_id]))
         what.append(Annotation("", text=image.reasons))
-        shown[name] = hashlib.sha256(
-            repr((DRAWING_VERSION, image.image_id, what)).encode()
-        ).hexdigest()[:16]
+        shown[name] = drawn_digest(image.image_id, what)
         if known.get(name) != shown[name] or not (folder / name).exists():
             pixels, scale = _reduced(read_image(source.read(image.path)), _LONGEST_SIDE_PX)
             picture = draw_annotations(
