@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from labeling_pipeline.errors import ConfigurationError
+from labeling_pipeline.export.audit_sheet import no_formula
 from labeling_pipeline.files import write_if_changed
 from labeling_pipeline.home import Home
 from labeling_pipeline.plan import Plan
@@ -26,7 +27,6 @@ QUEUE, REVIEWED = "queue.csv", "reviewed.csv"
 MARK_COLUMNS = ["image_id", "answers", "reviewed", "path"]
 
 _DELIMITERS = ",;\t"
-_FORMULA = r"^([=+\-@\t\r])"
 
 
 def settled(
@@ -102,9 +102,7 @@ def write_sheet(path: Path, table: pd.DataFrame) -> None:
     Texts that it would take for a formula get an apostrophe: paths and labels come from elsewhere.
     """
     texts = table.select_dtypes(exclude="number")
-    table = table.assign(
-        **{name: texts[name].str.replace(_FORMULA, r"'\1", regex=True) for name in texts}
-    )
+    table = table.assign(**{n: texts[n].map(no_formula, na_action="ignore") for n in texts})
     # Rounded, because a number that is formatted would be quoted as a text.
     text = table.round(4).to_csv(index=False, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
     write_if_changed(path, text.encode("utf-8-sig"))
